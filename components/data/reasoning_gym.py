@@ -1,0 +1,99 @@
+"""Generated reasoning tasks from the reasoning-gym package."""
+
+from __future__ import annotations
+
+import string
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from components.data.order import Shuffled
+from slime_launch.errors import ComponentError
+from slime_launch.types import Prompt
+
+SEED_STRIDE = 100_000_000
+"""The package seeds entry i with seed + i, so neighbouring seeds share entries; this keeps the ranges apart."""
+MAX_TRIES_PER_ENTRY = 20
+
+
+class ReasoningGym:
+    """Questions of one task; the answer stands in brackets, e.g. ``[42]``.
+
+    task, task_args: as ``reasoning_gym.create_dataset`` takes them.
+    question: how a prompt is written, from the entry's ``question`` and the entries of its metadata.
+    size: number of training questions, all different; ``eval_size`` further ones are held out, the same for every seed.
+    Raises ComponentError for an unknown task or argument, or when the task has too few different questions.
+    """
+
+    def __init__(
+        self,
+        task: str,
+        size: int,
+        eval_size: int,
+        seed: int,
+        task_args: Mapping[str, Any] | None = None,
+        question: str = "{question}",
+    ) -> None:
+        self._task, self._args, self._question = task, dict(task_args or {}), question
+        _check_question(question)
+        self._eval = self._draw(eval_size, 0, frozenset())
+        held_out = frozenset(_text(prompt) for prompt in self._eval)
+        self._train = Shuffled(self._draw(size, SEED_STRIDE * (seed + 1), held_out), seed)
+
+    def take(self, num_prompts: int) -> list[Prompt]:
+        """The next training prompts, in an order fixed by the seed."""
+        return self._train.take(num_prompts)
+
+    def eval_sets(self) -> dict[str, list[Prompt]]:
+        """One set, named after the task."""
+        return {self._task: list(self._eval)}
+
+    def _draw(self, count: int, first_seed: int, taken: frozenset[str]) -> list[Prompt]:
+        """``count`` prompts with different texts, none of them in ``taken``."""
+        found: dict[str, Prompt] = {}
+        for entry in self._entries(first_seed, count * MAX_TRIES_PER_ENTRY):
+            prompt = self._prompt(entry)
+            if _text(prompt) not in taken:
+                found.setdefault(_text(prompt), prompt)
+            if len(found) == count:
+                return list(found.values())
+        raise ComponentError(
+            f"data.task={self._task}: only {len(found)} different questions of the {count} asked for; "
+            "lower data.size or data.eval_size, or widen data.task_args"
+        )
+
+    def _entries(self, first_seed: int, count: int) -> Iterator[dict[str, Any]]:
+        import reasoning_gym
+
+        try:
+            yield from reasoning_gym.create_dataset(self._task, seed=first_seed, size=count, **self._args)
+        except (ValueError, TypeError, AssertionError) as error:
+            raise ComponentError(f"data.task={self._task}, data.task_args={self._args}: {error}") from error
+
+    def _prompt(self, entry: dict[str, Any]) -> Prompt:
+        try:
+            text = self._question.format_map({**entry["metadata"], "question": entry["question"]})
+        except KeyError as error:
+            raise ComponentError(
+                f"data.question={self._question}: {self._task} has no field {error}; "
+                f"it has question, {', '.join(entry['metadata'])}"
+            ) from error
+        return Prompt(
+            messages=[{"role": "user", "content": text}],
+            label=entry["answer"],
+            completion=f"[{entry['answer']}]",
+            source=self._task,
+            metadata={"task": self._task, "entry": entry},
+        )
+
+
+def _text(prompt: Prompt) -> str:
+    return str(prompt.messages[0]["content"])
+
+
+def _check_question(question: str) -> None:
+    try:
+        fields = [field for _, field, _, _ in string.Formatter().parse(question) if field]
+    except ValueError as error:
+        raise ComponentError(f"data.question={question}: not a format string ({error})") from error
+    if not fields:
+        raise ComponentError(f"data.question={question}: names no field; the default is {{question}}")

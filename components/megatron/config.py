@@ -1,0 +1,70 @@
+"""config.json and the user's overrides -> Megatron's TransformerConfig. Imports Megatron."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field, fields
+from typing import Any
+
+import torch
+from megatron.core.transformer.transformer_config import TransformerConfig
+
+from components.megatron.platform import Platform
+from components.models.base import Family, HFConfig
+from components.models.layouts import padded_vocab
+from slime_launch.errors import ComponentError
+
+
+@dataclass
+class ModelConfig(TransformerConfig):
+    """A TransformerConfig that also carries what a spec may want of the checkpoint.
+
+    hf: config.json. gpt: GPTModel's keywords, without config and layer spec; ``vocab_size`` is padded for the ranks.
+    """
+
+    hf: Mapping[str, Any] = field(default_factory=dict)
+    gpt: Mapping[str, Any] = field(default_factory=dict)
+
+
+def model_config(
+    family: Family, hf: HFConfig, overrides: Mapping[str, Any], platform: Platform, tp: int, pp: int
+) -> ModelConfig:
+    """The config of every rank's model; ``overrides`` are TransformerConfig fields and win over the family's.
+
+    Raises ComponentError for an unknown field, one that the platform cannot serve, or values that Megatron refuses.
+    """
+    family.check(hf)
+    known = {entry.name for entry in fields(TransformerConfig)}
+    if unknown := sorted(set(overrides) - known):
+        raise ComponentError(f"trainer.transformer: {unknown} are no fields of Megatron's TransformerConfig")
+    merged: dict[str, Any] = {
+        "tensor_model_parallel_size": tp,
+        "pipeline_model_parallel_size": pp,
+        "pipeline_dtype": torch.float32,
+        "params_dtype": torch.float32,
+        "variable_seq_lengths": pp > 1,
+        # Every weight comes from the checkpoint.
+        "perform_initialization": False,
+        # The loss is a sum over tokens; Megatron divides its gradient by the tokens of the whole step.
+        "calculate_per_token_loss": True,
+        **platform.overrides,
+        **family.transformer(hf),
+        **overrides,
+    }
+    _refuse(merged, platform)
+    gpt = family.gpt(hf)
+    gpt["vocab_size"] = padded_vocab(gpt["vocab_size"], tp)
+    if merged["num_query_groups"] % tp:
+        raise ComponentError(
+            f"trainer.tp={tp} does not divide the model's {merged['num_query_groups']} key-value heads"
+        )
+    try:
+        return ModelConfig(**merged, hf=hf, gpt=gpt)
+    except (AssertionError, ValueError, TypeError) as error:
+        raise ComponentError(f"trainer.transformer: Megatron refuses the config: {error}") from error
+
+
+def _refuse(merged: Mapping[str, Any], platform: Platform) -> None:
+    wrong = [f"{name}={merged[name]}: {why}" for name, why in platform.refused.items() if merged.get(name)]
+    if wrong:
+        raise ComponentError(f"trainer.transformer on {platform.device}: {'; '.join(wrong)}; take these out")

@@ -1,0 +1,87 @@
+"""Megatron's optimizer and learning-rate schedule. Imports Megatron."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any
+
+from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer, get_standard_config_overrides
+from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, get_canonical_lr_for_logging
+
+from slime_launch.errors import ComponentError
+
+FIELDS = frozenset(
+    ("lr", "min_lr", "warmup_steps", "weight_decay", "beta1", "beta2", "eps", "clip_grad", "schedule"),
+)
+SCHEDULES = ("constant", "linear", "cosine")
+
+
+class Optimizer:
+    """AdamW with clipped gradients and a schedule over ``updates`` updates.
+
+    optim: lr, min_lr, warmup_steps (updates), weight_decay (matrices only), beta1, beta2, eps, clip_grad (norm, 0: off),
+    schedule (constant, linear or cosine: from lr to min_lr after the warm-up).
+    """
+
+    def __init__(self, model: Any, optim: Mapping[str, Any], updates: int) -> None:
+        check_optim(optim, updates)
+        config = OptimizerConfig(
+            optimizer="adam",
+            lr=optim["lr"],
+            min_lr=optim["min_lr"],
+            weight_decay=optim["weight_decay"],
+            adam_beta1=optim["beta1"],
+            adam_beta2=optim["beta2"],
+            adam_eps=optim["eps"],
+            clip_grad=optim["clip_grad"],
+        )
+        self._model = model
+        self._megatron = get_megatron_optimizer(
+            config, [model], get_standard_config_overrides(config), use_gloo_process_groups=False
+        )
+        self._schedule = OptimizerParamScheduler(
+            self._megatron,
+            init_lr=0.0,
+            max_lr=optim["lr"],
+            min_lr=optim["min_lr"],
+            lr_warmup_steps=optim["warmup_steps"],
+            lr_decay_steps=updates,
+            lr_decay_style=optim["schedule"],
+            start_wd=optim["weight_decay"],
+            end_wd=optim["weight_decay"],
+            wd_incr_steps=updates,
+            wd_incr_style="constant",
+        )
+
+    def zero_grad(self) -> None:
+        """Forget the last gradients."""
+        self._model.zero_grad_buffer()
+        self._megatron.zero_grad()
+
+    def update(self) -> tuple[float, float]:
+        """One update with this update's place in the schedule; returns (gradient norm before clipping, learning rate).
+
+        Raises ComponentError, the weights untouched, when the gradient is not finite.
+        """
+        self._schedule.step(1)
+        self._megatron.prepare_grads()
+        norm = float(self._megatron.get_grad_norm())
+        if not math.isfinite(norm):
+            raise ComponentError(f"trainer: the gradient norm is {norm}; lower trainer.optim.lr or look at the samples")
+        self._megatron.step()
+        return norm, float(get_canonical_lr_for_logging(self._megatron.param_groups) or 0.0)
+
+
+def check_optim(optim: Mapping[str, Any], updates: int) -> None:
+    """Raises ComponentError for a missing or unknown field or values that no schedule can have."""
+    if set(optim) != FIELDS:
+        raise ComponentError(
+            f"trainer.optim: missing {sorted(FIELDS - set(optim))}, unknown {sorted(set(optim) - FIELDS)}"
+        )
+    if optim["schedule"] not in SCHEDULES:
+        raise ComponentError(f"trainer.optim.schedule={optim['schedule']}: choose one of {', '.join(SCHEDULES)}")
+    if not 0 <= optim["min_lr"] <= optim["lr"]:
+        raise ComponentError(f"trainer.optim: need 0 <= min_lr={optim['min_lr']} <= lr={optim['lr']}")
+    if not 0 <= optim["warmup_steps"] < updates:
+        raise ComponentError(f"trainer.optim.warmup_steps={optim['warmup_steps']} must be below the {updates} updates")

@@ -1,0 +1,76 @@
+"""Process groups of the training world."""
+
+from __future__ import annotations
+
+import os
+import socket
+from datetime import timedelta
+from math import ceil
+from typing import TYPE_CHECKING, Any
+from urllib.parse import urlsplit
+
+from components.megatron.platform import Platform
+from slime_launch.errors import ComponentError, DeadlineError
+
+if TYPE_CHECKING:
+    from torch.distributed import TCPStore
+
+
+def join_world(platform: Platform, rendezvous: str, rank: int, size: int, tp: int, pp: int, timeout_s: float) -> None:
+    """Initialise torch.distributed and Megatron's parallel state.
+
+    Raises ComponentError for sizes that do not divide, DeadlineError when the other ranks do not come in time.
+    """
+    import torch.distributed as dist
+    from megatron.core import parallel_state
+
+    if size % (tp * pp):
+        raise ComponentError(
+            f"trainer: world_size={size} is no multiple of tp*pp={tp}*{pp}; mend trainer.tp or trainer.pp"
+        )
+    if dist.is_initialized():
+        raise ComponentError(
+            "trainer: this process has joined a training world already; give each rank its own process"
+        )
+    timeout = timedelta(seconds=timeout_s)
+    try:
+        store = _store(rendezvous, rank, size, timeout)
+        dist.init_process_group(platform.backend, store=store, rank=rank, world_size=size, timeout=timeout)
+    except dist.DistError as error:
+        raise DeadlineError(
+            f"trainer rank {rank}: waited {timeout_s:g} s for {size} ranks at {rendezvous}: {error}"
+        ) from error
+    parallel_state.initialize_model_parallel(
+        tp, pp, create_gloo_process_groups=False, distributed_timeout_minutes=ceil(timeout_s / 60)
+    )
+
+
+def _store(rendezvous: str, rank: int, size: int, timeout: timedelta) -> TCPStore:
+    """A store whose server listens on the rendezvous host only; torch's own would listen on every interface."""
+    from torch.distributed import TCPStore
+
+    parts = urlsplit(rendezvous)
+    if parts.scheme != "tcp" or not parts.hostname or not parts.port:
+        raise ComponentError(f"trainer: rendezvous={rendezvous} must read tcp://host:port")
+    if parts.hostname in ("127.0.0.1", "localhost"):
+        os.environ.setdefault("GLOO_SOCKET_IFNAME", "lo")
+    extra: dict[str, Any] = {}
+    if rank == 0:
+        try:
+            server = socket.create_server((parts.hostname, parts.port), backlog=size + 8)
+        except OSError as error:
+            raise ComponentError(f"trainer: cannot listen at {rendezvous}: {error}; choose a free port") from error
+        extra = {"master_listen_fd": server.detach()}
+    return TCPStore(parts.hostname, parts.port, size, rank == 0, timeout, **extra)
+
+
+def leave_world() -> None:
+    """Destroy the process groups, if there are any."""
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        return
+    from megatron.core import parallel_state
+
+    parallel_state.destroy_model_parallel()
+    dist.destroy_process_group()

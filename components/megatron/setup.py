@@ -1,0 +1,54 @@
+"""From the trainer's settings to its running parts: the order in which Megatron wants to be set up."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from components.megatron.checkpoint import Checkpoint
+from slime_launch.targets import instantiate
+
+if TYPE_CHECKING:
+    from components.megatron.trainer import MegatronTrainer, Parts
+
+
+def build_parts(trainer: MegatronTrainer) -> Parts:
+    """Collective. Join the world, build, load, freeze and wrap the model, make its optimizer."""
+    from components.megatron.trainer import Parts
+
+    platform = trainer.platform
+    checkpoint = Checkpoint(trainer.hf_checkpoint)
+    trainer.family.check(checkpoint.config)
+    platform.install()
+
+    from components.megatron.batches import Batcher
+    from components.megatron.build import build_model, freeze, global_names, wrap
+    from components.megatron.config import model_config
+    from components.megatron.optim import Optimizer, check_optim
+    from components.megatron.parallel import join_world
+    from components.megatron.step import Stepper
+    from components.megatron.weights import WeightMap
+
+    check_optim(trainer.optim, trainer.updates)
+    join_world(
+        platform, trainer.rendezvous, trainer.rank, trainer.world_size, trainer.tp, trainer.pp, trainer.timeout_s
+    )
+    platform.seed(trainer.seed)
+    hf = checkpoint.config
+    config = model_config(trainer.family, hf, trainer.transformer, platform, trainer.tp, trainer.pp)
+    built = build_model(trainer.spec, config)
+    tensors = global_names(built.model, config)
+    weights = WeightMap(tensors, trainer.family.rules(hf), built.encoders, config.num_layers)
+    weights.load(checkpoint)
+    freeze(tensors, trainer.freeze)
+    model = wrap(built.model, config, platform.device)
+    algorithm = instantiate(trainer.algorithm)
+    vocab = trainer.family.gpt(hf)["vocab_size"]
+    return Parts(
+        checkpoint=checkpoint,
+        algorithm=algorithm,
+        model=model,
+        weights=weights,
+        optimizer=Optimizer(model, trainer.optim, trainer.updates),
+        batcher=Batcher(trainer.family, hf, built.encoders, trainer.micro_batch_size, platform.device),
+        stepper=Stepper(model, algorithm, vocab, trainer.temperature),
+    )

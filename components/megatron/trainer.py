@@ -1,0 +1,265 @@
+"""The trainer: one Megatron rank, hosted by one Ray actor. Light to import and to construct."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from components.megatron.platform import load_platform
+from components.models.base import load_family
+from slime_launch.errors import ComponentError, LogprobGapError
+from slime_launch.interfaces import Needs, Provides, WeightSink
+from slime_launch.types import Metrics, Sample
+
+if TYPE_CHECKING:
+    from components.megatron.batches import Batcher, MicroBatch
+    from components.megatron.checkpoint import Checkpoint
+    from components.megatron.optim import Optimizer
+    from components.megatron.step import Report, Stepper
+    from components.megatron.weights import WeightMap
+    from slime_launch.interfaces import Algorithm
+
+
+@dataclass(frozen=True)
+class Parts:
+    """What ``start`` builds and the other calls use."""
+
+    checkpoint: Checkpoint
+    algorithm: Algorithm
+    model: Any
+    weights: WeightMap
+    optimizer: Optimizer
+    batcher: Batcher
+    stepper: Stepper
+
+
+class MegatronTrainer:
+    """Trains a Hugging Face checkpoint with Megatron-Core; slime_launch.interfaces.Trainer.
+
+    hf_checkpoint: folder with config.json and safetensors. family: a folder of components/models.
+    spec: ``_target_`` node, called with (config, vp_stage); see ``components.models.qwen3.spec.layer_spec``.
+    freeze: patterns (``re.search``) of parameter names, global layer numbers; each must match something.
+    transformer: fields of Megatron's TransformerConfig, over those read from config.json.
+    tp, pp: tensor- and pipeline-parallel sizes; world_size / (tp * pp) replicas share each batch.
+    rendezvous: tcp://host:port where rank 0 listens. device: cpu or cuda. threads: torch threads of this rank.
+    optim: see ``components.megatron.optim.Optimizer``. num_steps: rollouts the schedule spans.
+    algorithm: ``_target_`` node of an Algorithm. num_minibatches: optimizer steps a rollout.
+    micro_batch_size: sequences a forward pass. temperature: of the rollout. timeout_s: bound of every collective wait.
+    max_logprob_gap: bound on the mean |trainer - engine| logprob. bucket_mb: MiB of one weight message.
+    """
+
+    def __init__(
+        self,
+        *,
+        hf_checkpoint: str,
+        family: str,
+        spec: dict[str, Any],
+        algorithm: dict[str, Any],
+        optim: dict[str, Any],
+        num_steps: int,
+        rendezvous: str,
+        freeze: Sequence[str] = (),
+        transformer: dict[str, Any] | None = None,
+        tp: int = 1,
+        pp: int = 1,
+        rank: int = 0,
+        world_size: int = 1,
+        device: str = "cpu",
+        micro_batch_size: int = 32,
+        num_minibatches: int = 1,
+        temperature: float = 1.0,
+        seed: int = 0,
+        timeout_s: float = 300.0,
+        threads: int = 1,
+        max_logprob_gap: float = 0.05,
+        bucket_mb: float = 256.0,
+    ) -> None:
+        self.hf_checkpoint = hf_checkpoint
+        self.family = load_family(family)
+        self.spec = spec
+        self.algorithm = algorithm
+        self.optim = optim
+        self.updates = num_steps * num_minibatches
+        self.rendezvous = rendezvous
+        self.freeze = list(freeze)
+        self.transformer = dict(transformer or {})
+        self.tp, self.pp, self.rank, self.world_size = tp, pp, rank, world_size
+        self.platform = load_platform(device)
+        self.micro_batch_size = micro_batch_size
+        self.num_minibatches = num_minibatches
+        self.temperature = temperature
+        self.seed = seed
+        self.timeout_s = timeout_s
+        self.threads = threads
+        self.max_logprob_gap = max_logprob_gap
+        self.bucket_bytes = bucket_mb * 2**20
+        self._parts: Parts | None = None
+        self._sinks: list[WeightSink] = []
+        self._failure: str | None = None
+
+    def start(self, needs: Needs) -> Provides:
+        """Join the other ranks, build and load the model; rank 0 connects to each ``needs["weight_sink"]``.
+
+        Raises ComponentError for a checkpoint, spec or setting that does not fit, DeadlineError for absent ranks.
+        """
+        from components.megatron.setup import build_parts
+
+        self._set_threads()
+        self._parts = build_parts(self)
+        if self.rank == 0:
+            for sink in needs.get("weight_sink", ()):
+                sink.connect()
+                self._sinks.append(sink)
+        return {}
+
+    def train(self, step: int, samples: list[Sample]) -> Metrics:
+        """``num_minibatches`` optimizer steps over the rollout's samples.
+
+        The loss of an optimizer step is the sum over its counted tokens divided by their number, however it is cut.
+        Raises LogprobGapError before any update when trainer and engine disagree, ComponentError for a loss or gradient
+        that is not finite or for samples that do not fit together.
+        """
+        import torch
+
+        began = time.perf_counter()
+        self._set_threads()
+        parts = self._ready()
+        rewards_N = torch.tensor([sample.reward for sample in samples], dtype=torch.float32)
+        groups_N = torch.tensor([sample.group for sample in samples])
+        advantages_N = parts.algorithm.advantages(rewards_N, groups_N)
+        batches = self._cut(samples, advantages_N)
+        first = self._old_logprobs(step, batches) if self.num_minibatches > 1 else None
+        reports, norms, rate = [], [], 0.0
+        for some in batches:
+            report, norm, rate = self._update(step, some, checked=first is not None)
+            reports.append(report)
+            norms.append(norm)
+        gap = first or reports[0]
+        return self._metrics(reports) | {
+            "train/grad_norm": sum(norms) / len(norms),
+            "train/lr-pg_0": rate,
+            "train/train_rollout_logprob_abs_diff": gap.mean("gap"),
+            "train/train_rollout_logprob_abs_diff/max": gap.gap_max,
+            "perf/train_time": time.perf_counter() - began,
+        }
+
+    def sync(self, version: int) -> Metrics:
+        """Send the decoder's weights to every sink in buckets; the towers are frozen, the engines have them already."""
+        from components.megatron.weights import buckets
+
+        began = time.perf_counter()
+        self._set_threads()
+        pending: list[Any] | None = None
+        sent = 0
+        for sink in self._sinks:
+            sink.begin()
+        for bucket in buckets(self._ready().weights.export(encoders=False), self.bucket_bytes):
+            sent += sum(tensor.nbytes for _, tensor in bucket)
+            if pending is not None:
+                self._send(pending, None)
+            pending = bucket
+        if pending is not None:
+            self._send(pending, version)
+        for sink in self._sinks:
+            sink.end()
+        seconds = time.perf_counter() - began
+        return {"perf/update_weights_time": seconds, "perf/update_weights_mb_per_s": sent / 2**20 / seconds}
+
+    def save_hf(self, folder: str) -> None:
+        """Write a whole Hugging Face checkpoint; ``folder`` is the old one or the new one, never a torn one."""
+        from components.megatron.checkpoint import new_folder, write_checkpoint
+
+        self._set_threads()
+        parts = self._ready()
+        tensors = parts.weights.export_as(parts.checkpoint.names)
+        if self.rank != 0:
+            list(tensors)
+            return
+        with new_folder(Path(folder)) as fresh:
+            write_checkpoint(fresh, parts.checkpoint, tensors)
+
+    def failure(self) -> str | None:
+        """What made ``train`` stop, if anything did."""
+        return self._failure
+
+    def stop(self) -> None:
+        """Leave the engines and the other ranks."""
+        while self._sinks:
+            self._sinks.pop().close()
+        if self._parts is not None:
+            from components.megatron.parallel import leave_world
+
+            self._parts = None
+            leave_world()
+
+    def _ready(self) -> Parts:
+        if self._parts is None:
+            raise ComponentError("trainer: call start first")
+        return self._parts
+
+    def _set_threads(self) -> None:
+        # OpenMP keeps the count per calling thread, and an actor's calls may come on different ones.
+        import torch
+
+        torch.set_num_threads(self.threads)
+
+    def _send(self, bucket: list[Any], version: int | None) -> None:
+        for sink in self._sinks:
+            sink.send(bucket, version)
+
+    def _cut(self, samples: Sequence[Sample], advantages_N: Any) -> list[list[MicroBatch]]:
+        from megatron.core import parallel_state as ps
+
+        from components.megatron.batches import minibatches
+
+        part, parts = ps.get_data_parallel_rank(), ps.get_data_parallel_world_size()
+        return [
+            self._ready().batcher.cut([samples[i] for i in some], advantages_N[list(some)], part, parts)
+            for some in minibatches(len(samples), self.num_minibatches)
+        ]
+
+    def _old_logprobs(self, step: int, batches: Sequence[Sequence[MicroBatch]]) -> Report:
+        report = self._ready().stepper.logprobs([batch for some in batches for batch in some])
+        report.reduce()
+        self._check_gap(step, report)
+        return report
+
+    def _update(self, step: int, batches: Sequence[MicroBatch], checked: bool) -> tuple[Report, float, float]:
+        parts = self._ready()
+        parts.optimizer.zero_grad()
+        report = parts.stepper.gradients(batches)
+        report.reduce()
+        if not checked:
+            self._check_gap(step, report)
+        if not math.isfinite(report.mean("loss")):
+            raise self._fail(
+                ComponentError(f"step {step}: the loss is {report.mean('loss')}; the weights are untouched")
+            )
+        norm, rate = parts.optimizer.update()
+        return report, norm, rate
+
+    def _check_gap(self, step: int, report: Report) -> None:
+        if not report.sums.get("tokens"):
+            raise self._fail(
+                ComponentError(f"step {step}: no token of the batch counts (loss_mask is zero everywhere)")
+            )
+        gap = report.mean("gap")
+        if not gap <= self.max_logprob_gap:
+            raise self._fail(
+                LogprobGapError(
+                    f"step {step}: trainer and engine logprobs differ by {gap:.6g} on average (at most {report.gap_max:.6g}), "
+                    f"the bound is trainer.max_logprob_gap={self.max_logprob_gap:g}; the weights are untouched"
+                )
+            )
+
+    def _fail(self, error: Exception) -> Exception:
+        self._failure = str(error)
+        return error
+
+    def _metrics(self, reports: Sequence[Report]) -> Metrics:
+        names = {name for report in reports for name in report.sums} - {"gap", "tokens"}
+        return {f"train/{name}": sum(report.mean(name) for report in reports) / len(reports) for name in sorted(names)}

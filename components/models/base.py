@@ -1,0 +1,172 @@
+"""What a model family is: data. How config.json becomes a Megatron model, and how the weights map."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+import numpy as np
+from numpy.typing import NDArray
+
+from components.models.layouts import Layout
+from slime_launch.errors import ComponentError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
+
+HFConfig = Mapping[str, Any]
+"""A checkpoint's config.json as transformers 5 writes it (``rope_parameters``; ``text_config`` in multimodal ones)."""
+Media = Mapping[str, NDArray[np.generic]]
+
+
+@dataclass(frozen=True)
+class Rule:
+    """One row of a weight table.
+
+    megatron: parameter name; ``{}`` stands for the global layer number.
+    hf: the Hugging Face names that it is made of, with the same placeholder.
+    tied: the parameter is a second copy of a tensor that another rule owns: loaded, never exported.
+    alias: a second name under which some checkpoints store the same tensor.
+    """
+
+    megatron: str
+    hf: tuple[str, ...]
+    layout: Layout
+    tied: bool = False
+    alias: str | None = None
+
+
+@dataclass(frozen=True)
+class Encoder:
+    """A frozen tower beside the decoder: one modality.
+
+    tower: builds it from config.json with transformers' own class.
+    encode: (tower, media tensors concatenated over samples) -> features [placeholder tokens, hidden].
+    media: keys of Sample.media that ``encode`` takes.
+    token: key of config.json with the id of its placeholder token.
+    prefix: how its names start in the checkpoint; the rest are the tower's own names.
+    """
+
+    tower: Callable[[HFConfig], Module]
+    encode: Callable[[Module, Mapping[str, Tensor]], Tensor]
+    media: tuple[str, ...]
+    token: str
+    prefix: str
+
+
+@runtime_checkable
+class ModelProvider(Protocol):
+    """A spec's return value that builds the whole model itself instead of naming layers.
+
+    ``encoders`` holds the towers by name; a built first stage keeps each under ``encoders.<name>``.
+    """
+
+    encoders: Mapping[str, Encoder]
+
+    def __call__(self, pre_process: bool, post_process: bool, vp_stage: int | None) -> Any:
+        """The MegatronModule of one pipeline stage, with or without embedding (pre) and output layer (post)."""
+
+
+Positions = Callable[[HFConfig, Sequence[int], Media], NDArray[np.int64]]
+
+
+@dataclass(frozen=True)
+class Family:
+    """One model family.
+
+    architectures: names in config.json that it serves.
+    transformer: config.json -> TransformerConfig keywords.
+    gpt: config.json -> GPTModel keywords, ``vocab_size`` unpadded.
+    rules: config.json -> weight table of the decoder (encoders map name by name).
+    positions: (config.json, ids [S], media) -> multimodal rotary positions [3, S]; None where plain ones are right.
+    encoders: the towers that its spec can build, by name.
+    """
+
+    architectures: tuple[str, ...]
+    transformer: Callable[[HFConfig], dict[str, Any]]
+    gpt: Callable[[HFConfig], dict[str, Any]]
+    rules: Callable[[HFConfig], tuple[Rule, ...]]
+    positions: Positions | None = None
+    encoders: Mapping[str, Encoder] = field(default_factory=dict)
+
+    def check(self, hf: HFConfig) -> None:
+        """Raises ComponentError when config.json names no architecture of this family."""
+        names = hf.get("architectures") or []
+        if not set(names) & set(self.architectures):
+            raise ComponentError(
+                f"config.json says architectures={list(names)}, this family serves {list(self.architectures)}; "
+                "name the family that fits in model.family"
+            )
+
+
+def load_family(name: str) -> Family:
+    """The ``FAMILY`` of ``components.models.<name>``.
+
+    Raises ComponentError when there is none.
+    """
+    module = f"components.models.{name}"
+    try:
+        found = getattr(importlib.import_module(module), "FAMILY", None) if name.isidentifier() else None
+    except ModuleNotFoundError as error:
+        if error.name != module:
+            raise
+        found = None
+    if not isinstance(found, Family):
+        raise ComponentError(
+            f"model.family={name}: {module} defines no FAMILY; see components/models for those there are"
+        )
+    return found
+
+
+def require(hf: HFConfig, wanted: Mapping[str, object], why: str) -> None:
+    """Raises ComponentError unless each key of ``wanted`` that config.json has holds the wanted value."""
+    wrong = [f"{key}={hf[key]!r} (need {value!r})" for key, value in wanted.items() if hf.get(key, value) != value]
+    if wrong:
+        raise ComponentError(f"config.json: {', '.join(wrong)}: {why}")
+
+
+def dense_transformer(text: HFConfig) -> dict[str, Any]:
+    """TransformerConfig keywords of a gated, RMS-normed, group-query decoder, from its part of config.json."""
+    from torch.nn.functional import silu
+
+    require(text, {"hidden_act": "silu"}, "the decoder is built with SwiGLU")
+    heads = text["num_attention_heads"]
+    return {
+        "num_layers": text["num_hidden_layers"],
+        "hidden_size": text["hidden_size"],
+        "ffn_hidden_size": text["intermediate_size"],
+        "num_attention_heads": heads,
+        "num_query_groups": text["num_key_value_heads"],
+        "kv_channels": text.get("head_dim") or text["hidden_size"] // heads,
+        "layernorm_epsilon": text["rms_norm_eps"],
+        "normalization": "RMSNorm",
+        "activation_func": silu,
+        "gated_linear_unit": True,
+        "add_bias_linear": False,
+        "hidden_dropout": 0.0,
+        "attention_dropout": 0.0,
+    }
+
+
+def output_rule(tied: bool, embedding: str, vocab: Layout) -> Rule:
+    """The output layer's row: its own tensor, or the embedding's when the checkpoint ties them."""
+    if tied:
+        return Rule("output_layer.weight", (embedding,), vocab, tied=True, alias="lm_head.weight")
+    return Rule("output_layer.weight", ("lm_head.weight",), vocab)
+
+
+def rotary(text: HFConfig) -> dict[str, Any]:
+    """GPTModel keywords of plain (unscaled) rotary positions and the vocabulary."""
+    rope = text.get("rope_parameters") or {}
+    require(rope, {"rope_type": "default"}, "scaled rotary positions are not mapped to Megatron")
+    if "rope_theta" not in rope:
+        raise ComponentError("config.json has no rope_parameters.rope_theta; save the checkpoint with transformers 5")
+    return {
+        "vocab_size": text["vocab_size"],
+        "max_sequence_length": text["max_position_embeddings"],
+        "rotary_base": rope["rope_theta"],
+        "rotary_percent": rope.get("partial_rotary_factor", 1.0),
+    }

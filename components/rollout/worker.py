@@ -1,0 +1,123 @@
+"""The rollout actor: draws prompts, generates through the router, scores."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Sequence
+from typing import Any
+
+from components.rollout.client import Client, Generation
+from components.rollout.metrics import score_of, summarise
+from components.rollout.prompts import Rendered, Renderer
+from slime_launch.errors import ComponentError
+from slime_launch.interfaces import DataSource, Needs, Provides, Reward
+from slime_launch.targets import instantiate
+from slime_launch.types import Metrics, Prompt, Sample
+
+
+class RolloutWorker:
+    """Implements slime_launch.interfaces.Rollout.
+
+    data, reward: ``_target_`` nodes; the data source also gets ``seed``. score: the reward part that evaluation reports, null for
+    the mixed reward. sampling: temperature, top_p, max_new_tokens. max_concurrency: requests in flight, all engines together.
+    """
+
+    def __init__(
+        self,
+        *,
+        hf_checkpoint: str,
+        data: dict[str, Any],
+        reward: dict[str, Any],
+        score: str | None,
+        num_prompts: int,
+        group_size: int,
+        eval_samples: int,
+        sampling: dict[str, Any],
+        max_concurrency: int,
+        request_timeout_s: float,
+        seed: int,
+    ) -> None:
+        self._hf_checkpoint, self._data_node, self._reward_node = hf_checkpoint, data, reward
+        self._score, self._seed = score, seed
+        self._num_prompts, self._group_size, self._eval_samples = num_prompts, group_size, eval_samples
+        self._sampling = sampling
+        self._max_concurrency, self._request_timeout_s = max_concurrency, request_timeout_s
+        self._runner = asyncio.Runner()
+        self._client: Client | None = None
+
+    def start(self, needs: Needs) -> Provides:
+        """Load tokenizer, data and rewards; connect to the router."""
+        self._renderer = Renderer(self._hf_checkpoint)
+        self._data: DataSource = instantiate(self._data_node, seed=self._seed)
+        self._reward: Reward = instantiate(self._reward_node)
+        self._eval_sets = {
+            name: [(prompt, self._renderer.render(prompt)) for prompt in prompts] for name, prompts in self._data.eval_sets().items()
+        }
+        endpoint = needs["router_url"][0]
+        self._client = self._runner.run(_connect(endpoint, self._max_concurrency, self._request_timeout_s))
+        return {}
+
+    def generate(self, step: int) -> tuple[list[Sample], Metrics]:
+        """num_prompts x group_size scored samples, in prompt order, with ``rollout/*`` and ``perf/*`` metrics."""
+        began = time.perf_counter()
+        prompts = [(prompt, self._renderer.render(prompt)) for prompt in self._data.take(self._num_prompts)]
+        samples = self._runner.run(self._sample(prompts, self._group_size, self._sampling))
+        generated = time.perf_counter()
+        self._runner.run(self._reward_all(samples))
+        times = {"perf/rollout_time": generated - began, "perf/reward_time": time.perf_counter() - generated}
+        return samples, summarise(samples, generated - began) | times
+
+    def evaluate(self, step: int) -> Metrics:
+        """Mean score of each held-out set: ``eval/<set>`` sampled as the rollout samples, ``eval/<set>/greedy`` at temperature 0."""
+        began = time.perf_counter()
+        metrics: Metrics = {}
+        ways = {"": (self._eval_samples, self._sampling), "/greedy": (1, self._sampling | {"temperature": 0.0})}
+        for name, prompts in self._eval_sets.items():
+            for suffix, (count, sampling) in ways.items():
+                samples = self._runner.run(self._sample(prompts, count, sampling))
+                self._runner.run(self._reward_all(samples))
+                metrics[f"eval/{name}{suffix}"] = sum(score_of(s, self._score) for s in samples) / len(samples)
+        return metrics | {"perf/eval_time": time.perf_counter() - began}
+
+    def failure(self) -> str | None:
+        """None: what breaks here raises from the call that met it."""
+        return None
+
+    def stop(self) -> None:
+        """Close the connections."""
+        if self._client is not None:
+            self._runner.run(self._client.close())
+            self._client = None
+            self._runner.close()
+
+    async def _sample(self, prompts: Sequence[tuple[Prompt, Rendered]], count: int, sampling: dict[str, Any]) -> list[Sample]:
+        """``count`` samples of each prompt; the first error ends the round and cancels the other requests."""
+        if self._client is None:
+            raise ComponentError("the rollout has not started")
+        client = self._client
+        jobs = []
+        async with asyncio.TaskGroup() as group:
+            for number, (prompt, rendered) in enumerate(prompts):
+                for index in range(count):
+                    task = group.create_task(client.generate(rendered, sampling))
+                    jobs.append((number, index, prompt, rendered, task))
+        return [self._to_sample(number, index, prompt, rendered, task.result()) for number, index, prompt, rendered, task in jobs]
+
+    def _to_sample(self, group: int, index: int, prompt: Prompt, rendered: Rendered, made: Generation) -> Sample:
+        return Sample(
+            group=group, index=index, prompt=prompt, prompt_text=rendered.text, prompt_ids=rendered.ids, media=rendered.media,
+            response=self._renderer.decode(made.ids), response_ids=made.ids, logprobs=made.logprobs,
+            loss_mask=[1] * len(made.ids), status=made.status, weight_version=made.weight_version,
+        )  # fmt: skip
+
+    async def _reward_all(self, samples: list[Sample]) -> None:
+        for sample, reward in zip(samples, await self._reward.score(samples), strict=True):
+            sample.reward = reward
+            if sample.raw_reward is None:
+                sample.raw_reward = reward
+
+
+async def _connect(*args: Any) -> Client:
+    """Make the client inside the loop that will use it."""
+    return Client(*args)

@@ -1,0 +1,58 @@
+"""What an engine needs on a machine without a GPU: its environment, and a decode that does not loop over requests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+CPU_ENV = {
+    "SGLANG_USE_CPU_ENGINE": "1",
+    "CUDA_VISIBLE_DEVICES": "",
+    "SLIME_LAUNCH_SKIP_IMPORTS": "flashinfer,scipy,sklearn",
+}
+KERNELS = Path(__file__).resolve().parent / "kernels"
+DECODE_TARGET = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend._run_sdpa_forward_decode"
+
+
+def batched_decode(
+    original: Callable[..., Tensor],
+    backend: Any,
+    query_BHD: Tensor,
+    output_BHD: Tensor,
+    k_cache_SKD: Tensor,
+    v_cache_SKD: Tensor,
+    req_to_token: Tensor,
+    req_pool_indices: Tensor,
+    seq_lens: Tensor,
+    encoder_lens: Tensor | None = None,
+    **options: Any,
+) -> Tensor:
+    """One gather and one attention for all B requests of a decode step, where the original takes them one by one.
+
+    H query heads, K key-value heads, D head size, S slots of the KV pool. The keys of shorter requests are padded with
+    their own first token and masked. Cross attention, sliding windows and caches of another type go the original way.
+    """
+    windowed = (options.get("sliding_window_size") or -1) > -1
+    if encoder_lens is not None or windowed or k_cache_SKD.dtype != query_BHD.dtype:
+        pools = (k_cache_SKD, v_cache_SKD, req_to_token, req_pool_indices, seq_lens)
+        return original(backend, query_BHD, output_BHD, *pools, encoder_lens=encoder_lens, **options)
+    import torch
+
+    longest = int(seq_lens.max())
+    valid_BL = torch.arange(longest, device=seq_lens.device) < seq_lens[:, None]
+    slots_BL = req_to_token[req_pool_indices, :longest]
+    slots_BL = torch.where(valid_BL, slots_BL, slots_BL[:, :1])
+    out_BH1D = torch.nn.functional.scaled_dot_product_attention(
+        query_BHD[:, :, None],
+        k_cache_SKD[slots_BL].transpose(1, 2),
+        v_cache_SKD[slots_BL].transpose(1, 2),
+        attn_mask=valid_BL[:, None, None],
+        enable_gqa=bool(options.get("enable_gqa")),
+        scale=options.get("scaling"),
+    )
+    output_BHD[:] = out_BH1D[:, :, 0]
+    return output_BHD

@@ -1,0 +1,144 @@
+"""One launcher for every kind of server: encoder, engine and router."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import httpx
+
+from components.sglang import kinds
+from components.sglang.cpu import CPU_ENV, KERNELS
+from components.sglang.plugin import KIND_ENV
+from slime_launch.errors import ComponentError, DeadlineError
+from slime_launch.guard import Guarded
+from slime_launch.interfaces import Needs, Provides
+
+_POLL_S = 0.2
+_PROBE_S = 10.0
+_TAIL_LINES = 20
+_TAIL_BYTES = 1 << 14
+# a server keeps nothing worth a longer farewell; given longer, SGLang reports the end of its own children as a crash
+_GRACE_S = 1.0
+_ROOT = Path(__file__).resolve().parents[2]
+
+
+class Server:
+    """One SGLang server in a process tree of its own (Component).
+
+    name: how messages call it. kind: a key of ``kinds.KINDS``. host, port: where it listens.
+    server_args: SGLang ServerArgs fields, or RouterArgs fields for a router; they win over what the kind sets.
+    env: environment of the server beside the inherited one. log: the log file, created with mode 0600.
+    start_timeout_s: seconds until it must be healthy.
+    weight_sync: ``{"port": int, "backend": str, "group": str}`` of an engine that takes weights, and if wanted ``host``
+        (where the trainer listens) and ``timeout_s``.
+
+    Raises ComponentError for an unknown kind.
+    """
+
+    def __init__(
+        self,
+        *,
+        name: str,
+        kind: str,
+        host: str,
+        port: int,
+        model_path: str,
+        server_args: dict[str, Any],
+        env: dict[str, str],
+        log: str,
+        start_timeout_s: float,
+        weight_sync: dict[str, Any] | None = None,
+    ) -> None:
+        if kind not in kinds.KINDS:
+            raise ComponentError(f"server {name}: unknown kind {kind}; one of {', '.join(kinds.KINDS)}")
+        self.site = kinds.Site(name, host, port, model_path, server_args, weight_sync, kinds.Keys.fresh())
+        self.kind = kinds.KINDS[kind]
+        self._kind_name = kind
+        self._env = env
+        self._log = Path(log)
+        self._timeout_s = start_timeout_s
+        self._process: Guarded | None = None
+        self._broken: str | None = None
+
+    def start(self, needs: Needs) -> Provides:
+        """Start the server and wait until it is healthy; see ``kinds`` for what each kind needs and provides.
+
+        Raises ComponentError when it ends first, DeadlineError when it is late; both carry the end of its log.
+        """
+        deadline = time.monotonic() + self._timeout_s
+        spec = {"program": self.kind.program, "args": self.kind.args(self.site, needs)}
+        self._log.parent.mkdir(parents=True, exist_ok=True)
+        spec_file = self._log.with_name(f"{self._log.name}.{os.getpid()}.json")
+        spec_file.unlink(missing_ok=True)
+        with open(os.open(spec_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
+            json.dump(spec | {"secrets": self.site.keys.secrets}, out)
+        argv = [sys.executable, "-P", str(Path(__file__).with_name("serve.py")), str(spec_file)]
+        self._process = Guarded.start(argv, env=self._full_env(), log=self._log, grace_s=_GRACE_S)
+        try:
+            self._wait_healthy(deadline, needs)
+        except BaseException:
+            self.stop()
+            raise
+        finally:
+            spec_file.unlink(missing_ok=True)
+        return self.kind.provides(self.site)
+
+    def failure(self) -> str | None:
+        """None while the process lives, else its exit code and the end of its log."""
+        code = self._process.poll() if self._process is not None else None
+        if code is not None and self._broken is None:
+            self._broken = f"{self._title()} ended with exit code {code}{self._tail()}"
+        return self._broken
+
+    def stop(self) -> None:
+        """End the server and every process below it."""
+        if self._process is not None:
+            self._process.stop()
+            self._process = None
+
+    def encoder_requests(self) -> int:
+        """Images that an encoder has encoded since it started, health checks left out, cached images included.
+
+        Read from its metrics (``sglang:encoder_mm_items_per_request``). Raises ComponentError when it does not answer.
+        """
+        try:
+            lines = httpx.get(self.site.url + "/metrics", timeout=10.0).raise_for_status().text.splitlines()
+        except httpx.HTTPError as error:
+            raise ComponentError(f"{self._title()} gives no metrics: {error!r}{self._tail()}") from error
+        sums = [line for line in lines if line.startswith("sglang:encoder_mm_items_per_request_sum")]
+        return round(sum(float(line.rsplit(" ", 1)[1]) for line in sums))
+
+    def _wait_healthy(self, deadline: float, needs: Needs) -> None:
+        with httpx.Client(base_url=self.site.url, timeout=_PROBE_S, trust_env=False) as client:
+            for step in self.kind.steps:
+                while not step(self.site, client, needs):
+                    if (broken := self.failure()) is not None:
+                        raise ComponentError(broken)
+                    if time.monotonic() > deadline:
+                        late = f"{self._title()} is not healthy after {self._timeout_s:.0f} s"
+                        raise DeadlineError(late + "; raise its start_timeout_s or see its log" + self._tail())
+                    time.sleep(_POLL_S)
+
+    def _full_env(self) -> dict[str, str]:
+        on_cpu = self.site.server_args.get("device") == "cpu"
+        paths = [str(KERNELS)] * on_cpu + [str(_ROOT), os.environ.get("PYTHONPATH", "")]
+        platform = CPU_ENV if on_cpu else {}
+        own = {KIND_ENV: self._kind_name, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONSAFEPATH": "1"}
+        return os.environ | kinds.network_env(self.site.host) | platform | own | self._env
+
+    def _title(self) -> str:
+        return f"server {self.site.name} ({self._kind_name}, {self.site.url})"
+
+    def _tail(self) -> str:
+        try:
+            with self._log.open("rb") as log:
+                log.seek(max(0, self._log.stat().st_size - _TAIL_BYTES))
+                lines = log.read().decode(errors="replace").splitlines()[-_TAIL_LINES:]
+        except OSError:
+            lines = []
+        return "\n".join([f"; log {self._log} ends with:", *lines])

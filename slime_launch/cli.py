@@ -1,0 +1,137 @@
+"""``slime-launch``: compose, check everything, then plan or run. Exit codes: 0 done, 1 failed, 2 refused, 130/143 stopped."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import _run_hydra, get_args_parser
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import RunMode
+from omegaconf import DictConfig
+
+from slime_launch.checks import problems
+from slime_launch.compose import CONFIG_NAME, Composed, check_arguments, compose, open_hydra, parse_overrides, validate
+from slime_launch.errors import ConfigError, LaunchError, Problem
+from slime_launch.machine import Machine, free_ports, read_machine
+from slime_launch.paths import CONF, require_house
+from slime_launch.plan import LaunchPlan
+from slime_launch.resolve import num_ports, resolve
+
+REFUSED = 2
+
+
+def main() -> None:
+    """The console script."""
+    sys.exit(command(sys.argv[1:]))
+
+
+def command(argv: list[str]) -> int:
+    """Run one command line; returns the exit code."""
+    try:
+        require_house()
+        return _command(argv)
+    except ConfigError as error:
+        unique = dict.fromkeys(map(str, error.problems))
+        print("\n".join(unique), file=sys.stderr)
+    except LaunchError as error:
+        print(f"error: {error}", file=sys.stderr)
+    return REFUSED
+
+
+def _command(argv: list[str]) -> int:
+    parser = get_args_parser()
+    args = parser.parse_args(argv)
+    if found := list(check_arguments(args)):
+        raise ConfigError(found)
+    hydra = open_hydra(args.config_dir)
+    if args.help or args.hydra_help or args.cfg or args.info or args.shell_completion:
+        GlobalHydra.instance().clear()
+        _run_hydra(args, parser, lambda _: None, str(CONF), CONFIG_NAME)
+        return 0
+    try:
+        return _run(hydra, args.overrides, RunMode.MULTIRUN if args.multirun else RunMode.RUN)
+    finally:
+        GlobalHydra.instance().clear()
+
+
+def _check(hydra: Hydra, lines: list[str], machine: Machine) -> tuple[Composed | None, list[Problem]]:
+    config, found = compose(hydra, lines)
+    if config is None:
+        return None, found
+    composed, more = validate(config, config.hydra, lines)
+    found += more
+    if composed is not None:
+        found += problems(composed.config, machine)
+    return composed, found
+
+
+def _jobs(hydra: Hydra, lines: list[str], mode: RunMode) -> list[list[str]]:
+    """The command lines of a sweep's jobs, or the one of a plain run."""
+    if mode is RunMode.RUN:
+        return [lines]
+    overrides, found = parse_overrides(hydra, lines)
+    if found:
+        raise ConfigError(found)
+    return BasicSweeper.split_arguments(overrides, None)[0]  # type: ignore[no-any-return]
+
+
+def _run(hydra: Hydra, lines: list[str], mode: RunMode) -> int:
+    machine = read_machine()
+    found: list[Problem] = []
+    for job in _jobs(hydra, lines, mode):
+        found += _check(hydra, job, machine)[1]
+    if found:
+        raise ConfigError(found)
+    codes: list[int] = []
+
+    def task(config: DictConfig) -> int:
+        codes.append(_job(config, lines, machine))
+        return codes[-1]
+
+    start = hydra.run if mode is RunMode.RUN else hydra.multirun
+    start(config_name=CONFIG_NAME, task_function=task, overrides=[*lines, f"hydra.mode={mode.name}"])
+    return max(codes, default=0)
+
+
+def make_plan(composed: Composed, machine: Machine) -> LaunchPlan:
+    """The plan of a checked config, on the ports it asks for or on a free block."""
+    count, base = num_ports(composed.config), composed.config.cluster.base_port
+    ports = list(range(base, base + count)) if base else free_ports(count)
+    return resolve(composed.config, machine, ports)
+
+
+def _job(config: DictConfig, lines: list[str], machine: Machine) -> int:
+    from rich.console import Console
+
+    hydra_node = HydraConfig.get()
+    composed, found = validate(config, hydra_node, lines)
+    if composed is None:
+        raise ConfigError(found)
+    plan, console = make_plan(composed, machine), Console()
+    run_dir = Path(hydra_node.runtime.output_dir)
+    if composed.config.mode == "plan":
+        return _show(plan, composed, console, run_dir)
+    from slime_launch.run import execute
+
+    return execute(composed, plan, run_dir, console)
+
+
+def _show(plan: LaunchPlan, composed: Composed, console: object, run_dir: Path) -> int:
+    from rich.console import Console
+
+    from slime_launch.views import print_plan
+
+    plan.write(run_dir / "plan.json")
+    if composed.config.plan.format == "json":
+        print(plan.to_json())
+    elif isinstance(console, Console):
+        print_plan(plan, console)
+    return 0
+
+
+if __name__ == "__main__":
+    main()

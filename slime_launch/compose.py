@@ -1,0 +1,218 @@
+"""Command line -> composed config, through Hydra, with every problem found instead of the first.
+
+Values compose loosely (the schema's defaults go into Hydra's ConfigStore as plain values) and are validated strictly, once,
+by ``slime_launch.schema.build``. Nothing a config names is imported here: ``_target_`` entries, Hydra's own included, are checked
+before Hydra may act on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hydra import version as hydra_version
+from hydra._internal.config_loader_impl import ConfigLoaderImpl
+from hydra._internal.hydra import Hydra
+from hydra._internal.utils import create_config_search_path
+from hydra.core.config_search_path import SearchPathQuery
+from hydra.core.config_store import ConfigStore
+from hydra.core.override_parser.overrides_parser import OverridesParser
+from hydra.core.override_parser.types import Override
+from hydra.errors import HydraException
+from hydra.types import RunMode
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from slime_launch.errors import ConfigError, Problem
+from slime_launch.paths import CONF
+from slime_launch.schema import Config
+from slime_launch.schema.build import build, defaults, nearest, unknown_key
+from slime_launch.targets import OWN_PACKAGES, find_targets, static_fault
+
+CONFIG_NAME = "config"
+HYDRA_PLUGINS = ("hydra._internal.core_plugins", "hydra_plugins", "hydra.experimental.callbacks")
+
+
+@dataclass(frozen=True)
+class Composed:
+    """A config that passed: typed for us, and as plain containers (oc.env nodes unresolved) for the run folder."""
+
+    config: Config
+    plain: dict[str, Any]
+
+
+def open_hydra(config_dir: str | None) -> Hydra:
+    """Hydra on our conf/ and the user's ``--config-dir``.
+
+    Raises ConfigError when that folder does not exist.
+    """
+    hydra_version.setbase("1.3")
+    ConfigStore.instance().store(name="schema", node=defaults(Config))
+    search_path = create_config_search_path(str(CONF))
+    if config_dir is not None:
+        folder = Path(config_dir).resolve()
+        if not folder.is_dir():
+            raise ConfigError([Problem("--config-dir", config_dir, "no such folder", "name a folder that holds YAML groups")])
+        search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema", path=None))
+    return Hydra.create_main_hydra2(task_name="slime-launch", config_search_path=search_path)
+
+
+def check_arguments(args: argparse.Namespace) -> Iterator[Problem]:
+    """Hydra options that would load code or another root config."""
+    for name in ("config_path", "config_name", "experimental_rerun"):
+        if getattr(args, name, None) is not None:
+            flag = f"--{name.replace('_', '-')}"
+            yield Problem(flag, getattr(args, name), "not supported", "put your own groups under --config-dir")
+
+
+def parse_overrides(hydra: Hydra, lines: Iterable[str]) -> tuple[list[Override], list[Problem]]:
+    """Parse each override on its own, so that all that are malformed are listed."""
+    parser, parsed, problems = OverridesParser.create(), [], []
+    for line in lines:
+        try:
+            parsed.append(parser.parse_override(line))
+        except RecursionError:
+            problems.append(Problem(line[:40], "...", "nested too deeply", "flatten the value"))
+        except HydraException as error:
+            key, _, value = line.partition("=")
+            problems.append(Problem(key, value, f"cannot be parsed ({str(error).splitlines()[0]})", "write key=value, quoting special characters"))
+    return parsed, problems
+
+
+def _check_override(loader: ConfigLoaderImpl, override: Override) -> Problem | None:
+    key, value = override.key_or_group, override.get_value_element_as_str()
+    if override.is_hydra_override():
+        if key == "hydra.searchpath":
+            return Problem(key, value, "not supported", "use --config-dir")
+        return None
+    if loader.repository.group_exists(key):
+        options = loader.get_group_options(key)
+        if override.is_delete() or override.is_sweep_override() or not isinstance(override.value(), str | None):
+            return None
+        if override.value() is not None and not loader.repository.config_exists(f"{key}/{override.value()}"):
+            return Problem(key, value, "no such option", nearest(str(override.value()), options))
+        return None
+    if "/" in key:
+        groups = [*_groups(loader)]
+        return Problem(key, value, "no such group", nearest(key, groups))
+    problem = unknown_key(Config, key)
+    return Problem(key, value, problem.reason, problem.mend) if problem else None
+
+
+def _groups(loader: ConfigLoaderImpl, parent: str = "") -> Iterator[str]:
+    for name in loader.list_groups(parent):
+        group = f"{parent}/{name}" if parent else name
+        if not group.startswith("hydra"):
+            yield group
+            yield from _groups(loader, group)
+
+
+def compose(hydra: Hydra, lines: list[str], run_mode: RunMode = RunMode.RUN) -> tuple[DictConfig | None, list[Problem]]:
+    """Compose what the good overrides give.
+
+    Returns (config with its hydra node, problems); the config is None when Hydra could not compose at all.
+    """
+    loader = hydra.config_loader
+    assert isinstance(loader, ConfigLoaderImpl)
+    overrides, problems = parse_overrides(hydra, lines)
+    good = []
+    for override in overrides:
+        problem = _check_override(loader, override)
+        if problem:
+            problems.append(problem)
+        elif not (run_mode is RunMode.MULTIRUN and override.is_sweep_override()):
+            good.append(override.input_line or "")
+    try:
+        return loader.load_configuration(CONFIG_NAME, good, run_mode, validate_sweep_overrides=False), problems
+    except (HydraException, OmegaConfBaseException, OSError) as error:
+        cause = error.__cause__ or error
+        text = " ".join(str(cause).split("\n\n")[0].split())
+        return None, [*problems, Problem("config", " ".join(good) or CONFIG_NAME, text, "mend the named file or override")]
+
+
+def hydra_problems(node: DictConfig) -> Iterator[Problem]:
+    """What Hydra itself would import or run: plugins and callbacks by ``_target_``, logging factories."""
+    plain = OmegaConf.to_container(node, resolve=False)
+    assert isinstance(plain, dict)
+    for key, target in find_targets(plain, "hydra"):
+        text = str(target)
+        if not any(text.startswith(package + ".") for package in HYDRA_PLUGINS):
+            yield Problem(key, text, "only Hydra's own plugins may stand here", "remove it from the config")
+    for group in ("job_logging", "hydra_logging"):
+        for key, value in _walk(plain.get(group), f"hydra.{group}"):
+            name = key.rpartition(".")[2]
+            if name == "()" or (name == "class" and not str(value).startswith("logging.")) or str(value).startswith("ext://"):
+                if str(value) not in ("ext://sys.stdout", "ext://sys.stderr"):
+                    yield Problem(key, value, "only Python's own logging classes may stand here", "remove it from the config")
+
+
+def _walk(node: object, key: str) -> Iterator[tuple[str, object]]:
+    if isinstance(node, dict):
+        for name, value in node.items():
+            yield from _walk(value, f"{key}.{name}")
+    elif isinstance(node, list):
+        for index, value in enumerate(node):
+            yield from _walk(value, f"{key}[{index}]")
+    else:
+        yield key, node
+
+
+def plain_config(config: DictConfig, keep_env: bool) -> dict[str, Any]:
+    """The config without its hydra node as plain containers, resolved.
+
+    keep_env: leave every value that comes from ``oc.env``, directly or through other keys, as ``${oc.env:NAME}``.
+    """
+    task = {key: value for key, value in OmegaConf.to_container(config, resolve=False).items() if key != "hydra"}  # type: ignore[union-attr]
+    loose = OmegaConf.create(task)
+    if not keep_env:
+        return OmegaConf.to_container(loose, resolve=True)  # type: ignore[return-value]
+    OmegaConf.clear_resolver("oc.env")
+    try:
+        OmegaConf.register_new_resolver("oc.env", lambda *names: f"${{oc.env:{','.join(map(str, names))}}}")
+        return OmegaConf.to_container(loose, resolve=True)  # type: ignore[return-value]
+    finally:
+        from omegaconf.resolvers import oc
+
+        OmegaConf.clear_resolver("oc.env")
+        OmegaConf.register_new_resolver("oc.env", oc.env, use_cache=False)
+
+
+def _target_problems(plain: dict[str, Any], granted: list[str]) -> Iterator[Problem]:
+    asked = plain.get("allow_targets") or []
+    if extra := [name for name in asked if name not in granted]:
+        yield Problem(
+            "allow_targets", asked, "a config file cannot grant itself packages", f"give it on the command line: allow_targets=[{','.join(map(str, extra))}]"
+        )
+    packages = (*OWN_PACKAGES, *granted)
+    for key, target in find_targets(plain):
+        if fault := static_fault(target, packages):
+            yield Problem(key, target, fault, "name a class or function of components, slime_launch or a package in allow_targets")
+
+
+def _granted(lines: list[str]) -> list[str]:
+    """Packages given to ``allow_targets`` on the command line itself."""
+    parser, granted = OverridesParser.create(), []
+    for line in lines:
+        if line.lstrip("+").startswith("allow_targets="):
+            value = parser.parse_override(line).value()
+            granted += [str(name) for name in value] if isinstance(value, list) else []
+    return granted
+
+
+def validate(config: DictConfig, hydra_node: DictConfig, lines: list[str]) -> tuple[Composed | None, list[Problem]]:
+    """Composed config -> typed config, or everything wrong with it. Imports none of its targets."""
+    problems = [*hydra_problems(hydra_node)]
+    try:
+        plain = plain_config(config, keep_env=False)
+    except OmegaConfBaseException as error:
+        key = str(getattr(error, "full_key", None) or "config")
+        return None, [*problems, Problem(key, "${...}", str(error).splitlines()[0], "mend the interpolation")]
+    problems += _target_problems(plain, _granted(lines))
+    typed, found = build(Config, plain)
+    problems += found
+    if problems:
+        return None, problems
+    return Composed(typed, plain_config(config, keep_env=True)), []

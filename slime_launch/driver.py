@@ -1,0 +1,123 @@
+"""The training loop, written against the plan's interfaces: evaluate, generate, train, sync, again."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from slime_launch.errors import ComponentError
+from slime_launch.interfaces import Tracker
+from slime_launch.launch import Fleet
+from slime_launch.progress import Progress
+from slime_launch.records import Records
+from slime_launch.schema import Config
+from slime_launch.types import Metrics, Sample
+
+_EVAL_TIMEOUT_S = 1800.0
+
+
+@dataclass
+class Outcome:
+    """How far a run came; scores are fractions."""
+
+    steps: int = 0
+    eval_before: float | None = None
+    eval_after: float | None = None
+    greedy_after: float | None = None
+
+
+@dataclass
+class Loop:
+    """What one run's loop works with."""
+
+    config: Config
+    fleet: Fleet
+    records: Records
+    trackers: list[Tracker]
+    progress: Progress
+    run_dir: Path
+    outcome: Outcome
+
+    def __post_init__(self) -> None:
+        plan = self.fleet.plan
+        self._trainers = [actor.name for actor in plan.of_kind("trainer")]
+        self._encoders = [actor.name for actor in plan.of_kind("encoder")]
+        self._rollout = [actor.name for actor in plan.of_kind("rollout")]
+
+    def generate(self, step: int) -> tuple[list[Sample], Metrics]:
+        """One scored rollout batch."""
+        before = self._encoded()
+        timeout_s = _EVAL_TIMEOUT_S
+        samples, metrics = self.fleet.call(self._rollout, "generate", step, what=f"step {step}: generating", timeout_s=timeout_s)[0]
+        images = sum(len(sample.prompt.images) for sample in samples)
+        encoded = self._encoded() - before
+        if self._encoders and encoded != images:
+            raise ComponentError(f"step {step}: {images} images were sent and the encoders counted {encoded}; the engines must have used towers of their own")
+        return samples, metrics | ({"rollout/encoder_requests": float(encoded)} if self._encoders else {})
+
+    def _encoded(self) -> int:
+        if not self._encoders:
+            return 0
+        return sum(self.fleet.call(self._encoders, "encoder_requests", what="counting encoder requests", timeout_s=30.0))
+
+    def evaluate(self, step: int) -> Metrics:
+        """Scores of every held-out set."""
+        return self.fleet.call(self._rollout, "evaluate", step, what=f"step {step}: evaluating", timeout_s=_EVAL_TIMEOUT_S)[0]  # type: ignore[no-any-return]
+
+    def train(self, step: int, samples: list[Sample]) -> Metrics:
+        """One optimizer step on every rank."""
+        import ray
+
+        batch = ray.put(samples)
+        timeout_s = self.config.trainer.timeout_s
+        return self.fleet.call(self._trainers, "train", step, batch, what=f"step {step}: training", timeout_s=timeout_s)[0]  # type: ignore[no-any-return]
+
+    def sync(self, version: int) -> Metrics:
+        """The trainer's weights into every engine."""
+        timeout_s = self.config.trainer.timeout_s
+        return self.fleet.call(self._trainers, "sync", version, what=f"step {version}: sending weights", timeout_s=timeout_s)[0]  # type: ignore[no-any-return]
+
+    def save(self) -> None:
+        """The final weights, as a Hugging Face checkpoint in the run folder."""
+        folder = str(self.run_dir / "hf")
+        self.fleet.call(self._trainers, "save_hf", folder, what="writing hf/", timeout_s=self.config.trainer.timeout_s)
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        """Record and show one step."""
+        self.records.metrics(step, metrics)
+        for tracker in self.trackers:
+            tracker.log(step, metrics)
+        self.progress.step(step, self.config.trainer.num_steps, metrics)
+
+
+def score(metrics: Metrics, greedy: bool = False) -> float:
+    """Mean over the evaluation sets, sampled or greedy."""
+    values = [v for k, v in metrics.items() if k.startswith("eval/") and k.endswith("/greedy") == greedy and "/" not in k[5:].removesuffix("/greedy")]
+    return sum(values) / len(values)
+
+
+def train(loop: Loop) -> None:
+    """The synchronous on-policy loop: every sample of a step comes from the weights of the step before."""
+    num_steps, interval = loop.config.trainer.num_steps, loop.config.driver.eval_interval
+    metrics = loop.sync(0) | loop.evaluate(0) | {"rollout/weight_version": 0.0}
+    loop.outcome.eval_before = loop.outcome.eval_after = score(metrics)
+    loop.log(0, metrics)
+    for step in range(1, num_steps + 1):
+        began = time.monotonic()
+        samples, metrics = loop.generate(step)
+        stale = {sample.weight_version for sample in samples} - {step - 1}
+        if stale:
+            raise ComponentError(f"step {step}: samples made by weight versions {sorted(stale)}, expected {step - 1}")
+        metrics |= loop.train(step, samples) | loop.sync(step)
+        took = time.monotonic() - began
+        known = sum(metrics.get(f"perf/{part}_time", 0.0) for part in ("rollout", "reward", "train", "update_weights"))
+        metrics |= {"perf/step_time": took, "perf/overhead_time": took - known}
+        loop.records.samples(step, samples)
+        if step == num_steps or (interval and step % interval == 0):
+            metrics |= loop.evaluate(step)
+            loop.outcome.eval_after = score(metrics)
+        loop.outcome.steps = step
+        loop.log(step, metrics)
+    loop.outcome.greedy_after = score(metrics, greedy=True)
+    loop.save()

@@ -1,0 +1,122 @@
+"""The contracts between the launcher and the components that a config's ``_target_`` names."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from slime_launch.types import Metrics, Prompt, Sample
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Provides = Mapping[str, Any]
+Needs = Mapping[str, Sequence[Any]]
+
+
+@runtime_checkable
+class Component(Protocol):
+    """One node of the plan's graph, hosted by one Ray actor.
+
+    The constructor takes the plan's ``args`` and stays light; ``start`` does the work once what it needs is there.
+    """
+
+    def start(self, needs: Needs) -> Provides:
+        """Start; ``needs`` maps each needed name to the values its providers gave. Returns what this one provides."""
+
+    def failure(self) -> str | None:
+        """None while healthy, else one paragraph that says what broke (asked every few seconds, must be quick)."""
+
+    def stop(self) -> None:
+        """Give everything back; safe to call twice and after a failed start."""
+
+
+@runtime_checkable
+class WeightSink(Protocol):
+    """One engine as a target of weight sync. Picklable until ``connect``; trainer rank 0 calls it."""
+
+    def connect(self) -> None:
+        """Join the transfer group, once a run.
+
+        Raises ComponentError when the engine refuses or does not join within its deadline.
+        """
+
+    def begin(self) -> None:
+        """Open an update: the engine takes no new weights outside of one."""
+
+    def send(self, bucket: Sequence[tuple[str, Tensor]], version: int | None) -> None:
+        """Send (HF name, full tensor) pairs; ``version`` goes with the last bucket only, and is then what it serves."""
+
+    def end(self) -> None:
+        """Close the update; the engine generates with the new weights from here on."""
+
+    def close(self) -> None:
+        """Leave the transfer group."""
+
+
+@runtime_checkable
+class Trainer(Component, Protocol):
+    """A Megatron rank. Every rank gets the same calls in the same order; rank 0's answers count."""
+
+    def train(self, step: int, samples: list[Sample]) -> Metrics:
+        """One GRPO step over the whole rollout batch. Returns ``train/*`` metrics, the logprob gap among them."""
+
+    def sync(self, version: int) -> Metrics:
+        """Push the weights into every engine. Returns ``perf/update_weights_*``."""
+
+    def save_hf(self, folder: str) -> None:
+        """Write the weights as a Hugging Face checkpoint that transformers loads and SGLang serves."""
+
+
+@runtime_checkable
+class Rollout(Component, Protocol):
+    """The actor that draws prompts, generates and scores."""
+
+    def generate(self, step: int) -> tuple[list[Sample], Metrics]:
+        """num_prompts x group_size scored samples, ``rollout/*`` and ``perf/*`` metrics."""
+
+    def evaluate(self, step: int) -> Metrics:
+        """``eval/<set>`` and ``eval/<set>/greedy`` for each held-out set."""
+
+
+@runtime_checkable
+class DataSource(Protocol):
+    """Prompts for training, in an order fixed by the seed, and held-out sets for evaluation."""
+
+    def take(self, num_prompts: int) -> list[Prompt]:
+        """The next prompts; goes round again when the set is used up."""
+
+    def eval_sets(self) -> dict[str, list[Prompt]]:
+        """Held-out prompts by set name; never among those of ``take``."""
+
+
+@runtime_checkable
+class Reward(Protocol):
+    """Scores finished samples."""
+
+    async def score(self, samples: Sequence[Sample]) -> list[float]:
+        """One score a sample, in order."""
+
+
+@runtime_checkable
+class Algorithm(Protocol):
+    """Advantages and the policy loss: pure tensor functions. N samples, T response tokens of a micro-batch."""
+
+    def advantages(self, rewards_N: Tensor, groups_N: Tensor) -> Tensor:
+        """One advantage a sample [N]."""
+
+    def loss(
+        self, logprobs_BT: Tensor, old_logprobs_BT: Tensor, advantages_B: Tensor, mask_BT: Tensor
+    ) -> tuple[Tensor, dict[str, Tensor]]:
+        """Per-token loss [B, T] and per-token metrics [B, T] (``pg_clipfrac``, ``ppo_kl``)."""
+
+
+@runtime_checkable
+class Tracker(Protocol):
+    """Takes each step's metrics."""
+
+    def log(self, step: int, metrics: Metrics) -> None:
+        """Record one step."""
+
+    def close(self) -> None:
+        """Flush."""

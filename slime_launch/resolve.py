@@ -1,0 +1,193 @@
+"""Typed config -> LaunchPlan: a pure function of the config, the machine and a block of ports."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from slime_launch import __version__
+from slime_launch.machine import Machine
+from slime_launch.paths import COMPONENTS
+from slime_launch.plan import Actor, Draft, LaunchPlan, Resources, assign_phases, draw_edges
+from slime_launch.schema import Config, EngineGroup, Layered
+
+HOST = "127.0.0.1"
+EPD_ENV = "SLIME_LAUNCH_EPD_ARCHITECTURES"
+BACKEND = {"cpu": "gloo", "cuda": "nccl"}
+NEEDS = {
+    "checkpoint": (),
+    "encoder": ("hf_checkpoint",),
+    "regular": ("hf_checkpoint", "encoder_url"),
+    "router": ("engine_url",),
+    "trainer": ("hf_checkpoint", "weight_sink"),
+    "rollout": ("hf_checkpoint", "router_url"),
+}
+PROVIDES = {
+    "checkpoint": ("hf_checkpoint",),
+    "encoder": ("encoder_url",),
+    "regular": ("engine_url", "weight_sink"),
+    "router": ("router_url",),
+    "trainer": (),
+    "rollout": (),
+}
+
+
+def choose_device(config: Config, machine: Machine) -> str:
+    """cpu or cuda: what the config asks for, or what the machine has."""
+    auto = "cuda" if machine.gpus else "cpu"
+    return auto if config.cluster.device == "auto" else config.cluster.device
+
+
+def checkpoint_folder(config: Config) -> Path:
+    """Where the weights lie: the user's folder, or a cache folder named by everything that the tiny one is made from."""
+    if config.model.hf_checkpoint is not None:
+        return Path(config.model.hf_checkpoint).expanduser().resolve()
+    made_from = json.dumps([__version__, config.model.tiny], sort_keys=True, default=str)
+    digest = hashlib.sha256(made_from.encode()).hexdigest()[:12]
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "slime_launch" / f"{config.model.family}-{digest}"
+
+
+def hf_config_file(config: Config) -> Path:
+    """The config.json to plan with."""
+    if config.model.hf_config is not None:
+        return Path(config.model.hf_config).expanduser()
+    if config.model.hf_checkpoint is not None:
+        return checkpoint_folder(config) / "config.json"
+    return COMPONENTS / "models" / config.model.family / "configs" / "tiny.json"
+
+
+def num_ports(config: Config) -> int:
+    """Ports that the plan hands out: Ray, the trainers' rendezvous, the router, two for each engine."""
+    engines = sum(group.num_engines for group in config.rollout.topology.groups.values())
+    return 3 + 2 * engines
+
+
+@dataclass
+class _Context:
+    config: Config
+    device: str
+    checkpoint: str
+    ports: Iterator[int]
+
+
+def resolve(config: Config, machine: Machine, ports: list[int]) -> LaunchPlan:
+    """Turn a checked config into the actor graph.
+
+    ports: at least ``num_ports(config)`` loopback ports, handed out in plan order.
+    """
+    device = choose_device(config, machine)
+    context = _Context(config, device, str(checkpoint_folder(config)), iter(ports))
+    ray_port = next(context.ports)
+    drafts = [*_checkpoint(context), *_engines(context), _router(context), *_trainers(context), _rollout(context)]
+    provided = {name for draft in drafts for name in draft.provides}
+    edges = draw_edges(drafts)
+    phases = assign_phases(drafts, edges)
+    actors = [
+        Actor(
+            name=d.name, kind=d.kind, component=d.component, phase=phases[d.name], resources=d.resources,
+            needs=tuple(name for name in d.needs if name in provided), provides=d.provides, args=d.args,
+        )  # fmt: skip
+        for d in drafts
+    ]
+    return LaunchPlan(
+        name=config.name, platform=device, ray_port=ray_port, edges=tuple(edges),
+        actors=tuple(sorted(actors, key=lambda actor: actor.phase)),
+    )  # fmt: skip
+
+
+def _draft(kind: str, name: str, component: str, resources: Resources, args: dict[str, Any]) -> Draft:
+    return Draft(
+        name=name, kind=kind, component=component, resources=resources, args=args, needs=NEEDS[kind], provides=PROVIDES[kind]
+    )  # fmt: skip
+
+
+def _open(node: dict[str, Any]) -> tuple[str, dict[str, Any]]:
+    """(target, the other entries) of a component node."""
+    return node["_target_"], {key: value for key, value in node.items() if key != "_target_"}
+
+
+def _checkpoint(c: _Context) -> Iterator[Draft]:
+    if c.config.model.hf_checkpoint is None:
+        target, args = _open(c.config.model.tiny)
+        resources = Resources(cpu=int(args.get("threads", 1)))
+        yield _draft("checkpoint", "checkpoint", target, resources, {"folder": c.checkpoint, **args})
+
+
+def _engines(c: _Context) -> Iterator[Draft]:
+    groups = c.config.rollout.topology.groups
+    encoded = any(group.worker_type == "encoder" for group in groups.values())
+    for name, group in groups.items():
+        for index in range(group.num_engines):
+            yield _engine(c, f"{name}-{index}", group, encoded)
+
+
+def layered(values: Layered, device: str, kind: str) -> dict[str, Any]:
+    """One server's values: common, then the device's, then the kind's."""
+    by_name = asdict(values)
+    return {**by_name["common"], **by_name[device], **by_name[kind]}
+
+
+def _engine(c: _Context, name: str, group: EngineGroup, encoded: bool) -> Draft:
+    rollout, kind = c.config.rollout, group.worker_type
+    port, second = next(c.ports), next(c.ports)
+    args = layered(rollout.server_args, c.device, kind) | {"tp_size": group.tp, "random_seed": c.config.seed}
+    weight_sync = None
+    if kind == "regular":
+        weight_sync = {"port": second, "backend": BACKEND[c.device], "group": f"weights-{name}", "timeout_s": c.config.trainer.timeout_s}
+        args |= {"language_only": True} if encoded else {}
+    env = layered(rollout.server_env, c.device, kind) | {EPD_ENV: ",".join(rollout.epd_architectures)}
+    server = _server(c, name, kind, port, {**args, **group.overrides}, {key: str(value) for key, value in env.items()})
+    gpus = group.gpus_per_engine if c.device == "cuda" else 0.0
+    resources = Resources(cpu=max(1, rollout.server_threads), gpu=gpus)
+    return _draft(kind, name, rollout.server, resources, server | {"weight_sync": weight_sync})
+
+
+def _server(c: _Context, name: str, kind: str, port: int, args: dict[str, Any], env: dict[str, str]) -> dict[str, Any]:
+    threads = {"OMP_NUM_THREADS": str(c.config.rollout.server_threads)} if c.config.rollout.server_threads else {}
+    return {
+        "name": name, "kind": kind, "host": HOST, "port": port, "model_path": c.checkpoint, "server_args": args,
+        "env": threads | env, "log": f"logs/{name}.log", "start_timeout_s": c.config.cluster.start_timeout_s,
+    }  # fmt: skip
+
+
+def _router(c: _Context) -> Draft:
+    args = _server(c, "router", "router", next(c.ports), dict(c.config.rollout.router_args), {})
+    return _draft("router", "router", c.config.rollout.server, Resources(cpu=1), args)
+
+
+def _trainers(c: _Context) -> Iterator[Draft]:
+    trainer, model = c.config.trainer, c.config.model
+    world_size = trainer.parallel.tp * trainer.parallel.pp * trainer.parallel.dp
+    rendezvous = f"tcp://{HOST}:{next(c.ports)}"
+    shared = {
+        "hf_checkpoint": c.checkpoint, "family": model.family, "spec": model.spec, "freeze": model.freeze,
+        "transformer": model.transformer, "tp": trainer.parallel.tp, "pp": trainer.parallel.pp, "world_size": world_size,
+        "rendezvous": rendezvous, "device": c.device, "optim": asdict(trainer.optim), "num_steps": trainer.num_steps,
+        "algorithm": c.config.algorithm.policy, "micro_batch_size": trainer.micro_batch_size,
+        "num_minibatches": trainer.num_minibatches, "temperature": c.config.rollout.temperature, "seed": c.config.seed,
+        "timeout_s": trainer.timeout_s, "threads": trainer.threads, "max_logprob_gap": trainer.max_logprob_gap,
+        "bucket_mb": trainer.bucket_mb,
+    }  # fmt: skip
+    resources = Resources(cpu=trainer.threads, gpu=trainer.gpus_per_rank if c.device == "cuda" else 0.0)
+    for rank in range(world_size):
+        yield _draft("trainer", f"trainer-{rank}", trainer.worker, resources, shared | {"rank": rank})
+
+
+def _rollout(c: _Context) -> Draft:
+    rollout = c.config.rollout
+    engines = sum(g.num_engines for g in rollout.topology.groups.values() if g.worker_type == "regular")
+    target, own = _open(rollout.worker)
+    args = {
+        "hf_checkpoint": c.checkpoint, "data": c.config.data, "score": c.config.reward.score,
+        "reward": {"_target_": c.config.reward.mix, "parts": c.config.reward.parts},
+        "num_prompts": rollout.num_prompts, "group_size": rollout.group_size, "eval_samples": rollout.eval_samples,
+        "sampling": {"temperature": rollout.temperature, "top_p": rollout.top_p, "max_new_tokens": rollout.max_new_tokens},
+        "max_concurrency": rollout.max_concurrency * engines, "request_timeout_s": rollout.request_timeout_s, "seed": c.config.seed,
+    }  # fmt: skip
+    return _draft("rollout", "rollout", target, Resources(cpu=1), own | args)

@@ -1,0 +1,125 @@
+"""One run: a plan, started, driven, taken down; its folder written whichever way it ends."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+import time
+import traceback
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from types import FrameType
+
+import yaml
+from rich.console import Console
+
+from slime_launch.cluster import LocalCluster
+from slime_launch.compose import Composed
+from slime_launch.driver import Loop, Outcome
+from slime_launch.errors import LaunchError
+from slime_launch.launch import Fleet
+from slime_launch.memory import PeakMemory
+from slime_launch.plan import LaunchPlan
+from slime_launch.progress import Progress
+from slime_launch.records import Records, point_latest, write_json
+from slime_launch.targets import instantiate, resolve
+from slime_launch.views import print_plan
+
+
+class Stopped(BaseException):
+    """A signal asked the run to stop; ``code`` is the exit code."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(signal.Signals(number).name)
+        self.code = 128 + number
+
+
+@contextmanager
+def stop_on_signals() -> Iterator[None]:
+    """Turn the first SIGINT, SIGTERM or SIGHUP into Stopped; later ones wait for the teardown to end."""
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        for each in numbers:
+            signal.signal(each, signal.SIG_IGN)
+        raise Stopped(number)
+
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    old = {number: signal.signal(number, stop) for number in numbers}
+    try:
+        yield
+    finally:
+        for number, handler in old.items():
+            signal.signal(number, handler)
+
+
+def execute(composed: Composed, plan: LaunchPlan, run_dir: Path, console: Console) -> int:
+    """Run what the plan says.
+
+    Returns the exit code: 0 done, 1 failed, 130 or 143 stopped by a signal.
+    """
+    began = time.monotonic()
+    (run_dir / "logs").mkdir(parents=True, exist_ok=True)
+    (run_dir / "config.yaml").write_text(yaml.safe_dump(composed.plain, sort_keys=False))
+    plan.write(run_dir / "plan.json")
+    point_latest(run_dir)
+    print_plan(plan, console)
+    outcome, times, status, code = Outcome(), {"startup_s": 0.0, "peak_rss_mb": 0.0}, "failed", 1
+    try:
+        with stop_on_signals():
+            _drive(composed, plan, run_dir, Progress(console), outcome, times)
+        status, code = "completed", 0
+    except Stopped as stop:
+        status, code = "stopped", stop.code
+        print(f"stopped by {stop}", file=sys.stderr)
+    except LaunchError as error:
+        print(f"failed: {error}", file=sys.stderr)
+    except Exception as error:
+        (run_dir / "logs" / "launcher.log").write_text(traceback.format_exc())
+        print(f"failed: {type(error).__name__}: {error}; the traceback is in {run_dir / 'logs' / 'launcher.log'}", file=sys.stderr)
+    wall_s = time.monotonic() - began
+    summary = {
+        "status": status, "steps": outcome.steps, "wall_s": wall_s, **times, "eval_before": outcome.eval_before,
+        "eval_after": outcome.eval_after, "eval_after_greedy": outcome.greedy_after, "output_dir": str(run_dir),
+    }  # fmt: skip
+    write_json(run_dir / "summary.json", summary)
+    _print_summary(summary, run_dir, console)
+    return code
+
+
+def _drive(composed: Composed, plan: LaunchPlan, run_dir: Path, progress: Progress, outcome: Outcome, times: dict[str, float]) -> None:
+    config, began = composed.config, time.monotonic()
+    with ExitStack() as stack:
+        records = Records(run_dir)
+        stack.callback(records.close)
+        trackers = [instantiate(node, run_dir=str(run_dir)) for node in config.tracking.trackers.values()]
+        for tracker in trackers:
+            stack.callback(tracker.close)
+        with progress.waiting("starting Ray"):
+            cluster = stack.enter_context(
+                LocalCluster(
+                    port=plan.ray_port,
+                    num_cpus=sum(actor.resources.cpu for actor in plan.actors),
+                    num_gpus=sum(actor.resources.gpu for actor in plan.actors),
+                    store_mb=config.cluster.object_store_mb,
+                    allow_targets=config.allow_targets,
+                    log=run_dir / "logs" / "ray.log",
+                )
+            )
+        memory = stack.enter_context(PeakMemory(lambda: [os.getpid(), *cluster.processes()]))
+        stack.callback(lambda: times.update(peak_rss_mb=round(memory.peak_mb, 1)))
+        fleet = Fleet(plan, run_dir, progress, config.cluster.start_timeout_s)
+        stack.callback(fleet.stop)
+        fleet.start()
+        times["startup_s"] = time.monotonic() - began
+        loop = Loop(config, fleet, records, trackers, progress, run_dir, outcome)
+        resolve(config.driver.loop)(loop)
+
+
+def _print_summary(summary: dict[str, object], run_dir: Path, console: Console) -> None:
+    before, after = summary["eval_before"], summary["eval_after"]
+    console.print(f"{summary['status']} after {summary['steps']} steps, {summary['wall_s']:.0f} s", highlight=False)
+    if isinstance(before, float) and isinstance(after, float):
+        console.print(f"score {before:.1%} -> {after:.1%} ({100 * (after - before):+.1f} points)", highlight=False)
+    console.print(f"files in {run_dir}", highlight=False, soft_wrap=True)

@@ -1,0 +1,23 @@
+"""The building blocks of the schema: field types with their bounds and one line of help each."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any
+
+from msgspec import Meta
+
+Node = dict[str, Any]
+"""An open subtree with a ``_target_``: an object of a component and its arguments."""
+
+
+def about(text: str, unit: str = "") -> Meta:
+    """Help (and unit) of a field that has no bounds of its own."""
+    return Meta(description=text, extra={"unit": unit})
+
+
+Count = Annotated[int, Meta(ge=1)]
+Natural = Annotated[int, Meta(ge=0)]
+Positive = Annotated[float, Meta(gt=0)]
+NonNegative = Annotated[float, Meta(ge=0)]
+Fraction = Annotated[float, Meta(gt=0, le=1)]
+Seconds = Annotated[float, Meta(gt=0, extra={"unit": "s"})]

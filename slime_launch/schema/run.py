@@ -1,0 +1,85 @@
+"""The small groups: algorithm, reward, driver, cluster, tracking, plan; and the root that holds them all."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Any, Literal
+
+from slime_launch.schema.fields import Natural, Node, Seconds, about
+from slime_launch.schema.model import ModelConfig
+from slime_launch.schema.rollout import RolloutConfig
+from slime_launch.schema.trainer import TrainerConfig
+
+Mode = Literal["run", "plan", "check", "docs", "report", "status", "stop", "replay"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class AlgorithmConfig:
+    """Advantages and the policy loss."""
+
+    policy: Annotated[Node, about("The algorithm component.")] = field(default_factory=dict)
+    compares_group: Annotated[bool, about("Advantages compare the samples of one prompt.")] = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class RewardConfig:
+    """How samples are scored."""
+
+    mix: Annotated[str, about("The component that combines the parts.")] = "components.rewards.mix.Mix"
+    parts: Annotated[dict[str, Node], about("Rewards by name, each with its weight.")] = field(default_factory=dict)
+    score: Annotated[str | None, about("The part that evaluation reports; null reports the mixed reward.")] = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class DriverConfig:
+    """The training loop."""
+
+    loop: Annotated[str, about("The function that drives the loop.")] = "slime_launch.driver.train"
+    eval_interval: Annotated[Natural, about("Steps between evaluations; 0: only before and after.", "steps")] = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class ClusterConfig:
+    """The machine."""
+
+    device: Annotated[Literal["auto", "cpu", "cuda"], about("Where to run; auto takes CUDA where there is a GPU.")] = "auto"
+    base_port: Annotated[Natural, about("First port of the run's block; 0 takes a free block.")] = 0
+    start_timeout_s: Annotated[Seconds, about("Longest wait for one actor to start.", "s")] = 300.0
+    object_store_mb: Annotated[Natural, about("Ray's object store.", "MB")] = 256
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrackingConfig:
+    """Where metrics go beside metrics.jsonl."""
+
+    trackers: Annotated[dict[str, Node], about("Tracker components by name.")] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PlanConfig:
+    """How mode=plan prints."""
+
+    format: Annotated[Literal["table", "json"], about("Table for people, JSON for tools.")] = "table"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """A whole run."""
+
+    name: Annotated[str, about("Name of the run; the end of its folder's name.")] = "run"
+    mode: Annotated[Mode, about("What to do with the config.")] = "run"
+    seed: Annotated[Natural, about("Seed of data order, sampling and initialisation.")] = 1
+    resume: Annotated[str | None, about("auto, or a run folder to go on from.")] = None
+    allow_targets: Annotated[list[str], about("More packages that _target_ may name; command line only.")] = field(
+        default_factory=list
+    )
+    model: Annotated[ModelConfig, about("What is trained.")] = field(default_factory=ModelConfig)
+    rollout: Annotated[RolloutConfig, about("How samples are generated.")] = field(default_factory=RolloutConfig)
+    reward: Annotated[RewardConfig, about("How samples are scored.")] = field(default_factory=RewardConfig)
+    algorithm: Annotated[AlgorithmConfig, about("Advantages and policy loss.")] = field(default_factory=AlgorithmConfig)
+    driver: Annotated[DriverConfig, about("The training loop.")] = field(default_factory=DriverConfig)
+    data: Annotated[dict[str, Any], about("The data source component (a _target_ node).")] = field(default_factory=dict)
+    trainer: Annotated[TrainerConfig, about("How it is trained.")] = field(default_factory=TrainerConfig)
+    cluster: Annotated[ClusterConfig, about("The machine.")] = field(default_factory=ClusterConfig)
+    tracking: Annotated[TrackingConfig, about("Where metrics go.")] = field(default_factory=TrackingConfig)
+    plan: Annotated[PlanConfig, about("How mode=plan prints.")] = field(default_factory=PlanConfig)

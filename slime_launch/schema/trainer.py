@@ -1,0 +1,49 @@
+"""trainer: how Megatron-Core trains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Annotated, Literal
+
+from slime_launch.schema.fields import Count, Fraction, Natural, NonNegative, Positive, Seconds, about
+
+
+@dataclass(frozen=True, kw_only=True)
+class OptimConfig:
+    """Adam and its schedule."""
+
+    lr: Annotated[Positive, about("Peak learning rate.")] = 5e-4
+    min_lr: Annotated[NonNegative, about("Learning rate at the end of a decaying schedule.")] = 0.0
+    warmup_steps: Annotated[Natural, about("Linear warm-up.", "steps")] = 0
+    schedule: Annotated[Literal["constant", "linear", "cosine"], about("Decay after warm-up.")] = "constant"
+    weight_decay: Annotated[NonNegative, about("Decoupled weight decay.")] = 0.0
+    beta1: Annotated[Fraction, about("Adam's first moment decay.")] = 0.9
+    beta2: Annotated[Fraction, about("Adam's second moment decay.")] = 0.95
+    eps: Annotated[Positive, about("Adam's epsilon.")] = 1e-8
+    clip_grad: Annotated[NonNegative, about("Global gradient norm bound; 0 turns it off.")] = 1.0
+
+
+@dataclass(frozen=True, kw_only=True)
+class ParallelConfig:
+    """Megatron's parallel sizes; data parallelism is what dp gives on top of tp x pp."""
+
+    tp: Annotated[Count, about("Tensor-parallel size.")] = 1
+    pp: Annotated[Count, about("Pipeline-parallel size.")] = 1
+    dp: Annotated[Count, about("Data-parallel size.")] = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainerConfig:
+    """How Megatron-Core trains."""
+
+    worker: Annotated[str, about("The trainer component, one actor a rank.")] = "components.megatron.trainer.MegatronTrainer"
+    num_steps: Annotated[Natural, about("GRPO steps; 0 only evaluates.", "steps")] = 100
+    micro_batch_size: Annotated[Count, about("Sequences of one forward and backward.")] = 64
+    num_minibatches: Annotated[Count, about("Optimizer steps a rollout.")] = 1
+    max_logprob_gap: Annotated[Positive, about("Mean |trainer - engine| logprob above which the run ends.", "nat")] = 1e-3
+    bucket_mb: Annotated[Positive, about("Weights sent at once.", "MB")] = 64.0
+    threads: Annotated[Count, about("CPU threads of each rank.")] = 1
+    gpus_per_rank: Annotated[NonNegative, about("GPUs of each rank on CUDA; a fraction shares one.", "GPU")] = 1.0
+    timeout_s: Annotated[Seconds, about("Longest wait for one training step or weight sync.", "s")] = 600.0
+    optim: Annotated[OptimConfig, about("Optimizer.")] = field(default_factory=OptimConfig)
+    parallel: Annotated[ParallelConfig, about("Parallel sizes.")] = field(default_factory=ParallelConfig)

@@ -1,0 +1,128 @@
+"""Random checkpoints, samples and trainers for the Megatron tests."""
+
+from __future__ import annotations
+
+import json
+import socket
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from slime_launch.types import Prompt, Sample, Status
+
+ROOT = Path(__file__).resolve().parents[3]
+ARCHITECTURES = {
+    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM"),
+    "glm_omni": ("Glm4vConfig", "Glm4vForConditionalGeneration"),
+}
+OPTIM = {
+    "lr": 1e-3,
+    "min_lr": 0.0,
+    "warmup_steps": 0,
+    "weight_decay": 0.0,
+    "beta1": 0.9,
+    "beta2": 0.95,
+    "eps": 1e-8,
+    "clip_grad": 1.0,
+    "schedule": "constant",
+}
+
+
+def hf_model(folder: Path, family: str) -> Any:
+    """The checkpoint as transformers loads it."""
+    import transformers
+
+    return getattr(transformers, ARCHITECTURES[family][1]).from_pretrained(folder, attn_implementation="eager").eval()
+
+
+def write_random(folder: Path, family: str, seed: int = 0, **overrides: Any) -> Path:
+    """The family's tiny config with ``overrides`` (of the text part) and random weights, norms and biases included."""
+    import torch
+    import transformers
+
+    config = json.loads((ROOT / "components" / "models" / family / "configs" / "tiny.json").read_text())
+    tied = overrides.pop("tie_word_embeddings", config["tie_word_embeddings"])
+    vision = overrides.pop("vision_config", {})
+    text = config.get("text_config", config)
+    text |= overrides
+    config["tie_word_embeddings"] = text["tie_word_embeddings"] = tied
+    if vision:
+        config["vision_config"] |= vision
+    config_class, model_class = (getattr(transformers, name) for name in ARCHITECTURES[family])
+    torch.manual_seed(seed)
+    model = model_class(config_class.from_dict(config))
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(torch.randn_like(parameter) * 0.05)
+    model.save_pretrained(folder)
+    return folder
+
+
+def make_sample(
+    group: int, index: int, prompt: list[int], response: list[int], reward: float = 0.0, **fields: Any
+) -> Sample:
+    """A sample of ids; its logprobs are zero unless given."""
+    given = {"logprobs": [0.0] * len(response), "loss_mask": [1] * len(response), "media": {}} | fields
+    return Sample(
+        group=group,
+        index=index,
+        prompt=Prompt([], ""),
+        prompt_text="",
+        prompt_ids=prompt,
+        response="",
+        response_ids=response,
+        status=Status.COMPLETED,
+        weight_version=0,
+        reward=reward,
+        **given,
+    )
+
+
+def image_prompt(rng: np.random.Generator, grids: list[tuple[int, int, int]], text: int) -> tuple[list[int], dict[str, Any]]:
+    """Ids and media of a prompt with images of the given patch grids between runs of ``text`` tokens."""
+    ids = rng.integers(16, 112, text).tolist()
+    for time, height, width in grids:
+        ids += [10] + [14] * (time * height * width // 4) + [11] + rng.integers(16, 112, text).tolist()
+    patches = sum(int(np.prod(grid)) for grid in grids)
+    pixels = rng.standard_normal((patches, 3 * 2 * 14 * 14)).astype(np.float32)
+    return ids, {"pixel_values": pixels, "image_grid_thw": np.array(grids)}
+
+
+def random_samples(family: str, groups: int = 2, size: int = 4, seed: int = 0) -> list[Sample]:
+    """Groups of samples of unequal lengths, some tokens masked; with an image a prompt for GLM-Omni."""
+    rng = np.random.default_rng(seed)
+    samples = []
+    for group in range(groups):
+        prompt, media = rng.integers(16, 112, 5 + 3 * group).tolist(), {}
+        if family == "glm_omni":
+            prompt, media = image_prompt(rng, [(1, 4, 4)], 3 + group)
+        for index in range(size):
+            response = rng.integers(16, 112, int(rng.integers(2, 9))).tolist()
+            mask = rng.integers(0, 2, len(response)).tolist()
+            mask[0] = 1
+            reward = float(index % 2)
+            samples.append(make_sample(group, index, prompt, response, reward, media=media, loss_mask=mask))
+    return samples
+
+
+def free_port() -> int:
+    """A loopback port that nobody listens on now."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def trainer_settings(folder: Path, family: str, **overrides: Any) -> dict[str, Any]:
+    """Keyword arguments of a MegatronTrainer; a loose gap bound, since samples are random."""
+    return {
+        "hf_checkpoint": str(folder),
+        "family": family,
+        "spec": {"_target_": f"components.models.{family}.spec.layer_spec"},
+        "algorithm": {"_target_": "components.algorithms.grpo.GRPO"},
+        "optim": OPTIM,
+        "num_steps": 100,
+        "rendezvous": f"tcp://127.0.0.1:{free_port()}",
+        "timeout_s": 60.0,
+        "micro_batch_size": 3,
+        "max_logprob_gap": 1e9,
+    } | overrides
