@@ -59,7 +59,9 @@ def _read_hf_config(config: Config) -> tuple[dict[str, Any], list[Problem]]:
     except (OSError, ValueError) as error:
         return {}, [Problem(key, value, f"{file} is not readable JSON ({error})", "mend or replace the file")]
     if not isinstance(content, dict) or not content.get("architectures"):
-        return {}, [Problem(key, value, f"{file} names no architectures", "use the config.json that belongs to the weights")]
+        return {}, [
+            Problem(key, value, f"{file} names no architectures", "use the config.json that belongs to the weights")
+        ]
     return content, []
 
 
@@ -75,13 +77,16 @@ def nodes_have_targets(f: Facts) -> Iterator[Problem]:
     """Every component node names its component."""
     nodes = {
         "model.spec": f.config.model.spec, "algorithm.policy": f.config.algorithm.policy, "data": f.config.data,
-        "rollout.worker": f.config.rollout.worker, **{f"reward.parts.{n}": v for n, v in f.config.reward.parts.items()},
+        "rollout.worker": f.config.rollout.worker, "rollout.server": f.config.rollout.server,
+        "trainer.worker": f.config.trainer.worker, "driver.loop": f.config.driver.loop, "reward.mix": f.config.reward.mix, **{f"reward.parts.{n}": v for n, v in f.config.reward.parts.items()},
     }  # fmt: skip
     if f.config.model.hf_checkpoint is None:
         nodes["model.tiny"] = f.config.model.tiny
     for key, node in nodes.items():
         if "_target_" not in node:
-            yield Problem(key, node or "null", "names no component", f"set {key}._target_ or choose an option of its group")
+            yield Problem(
+                key, node or "null", "names no component", f"set {key}._target_ or choose an option of its group"
+            )
 
 
 def reward_is_sound(f: Facts) -> Iterator[Problem]:
@@ -107,15 +112,24 @@ def checkpoint_is_whole(f: Facts) -> Iterator[Problem]:
         yield Problem("model.hf_checkpoint", given, "no such folder", "name a Hugging Face checkpoint folder")
         return
     if not any((folder / name).is_file() for name in WEIGHT_FILES):
-        yield Problem("model.hf_checkpoint", given, "has no safetensors weights", f"it needs {' or '.join(WEIGHT_FILES)}")
+        yield Problem(
+            "model.hf_checkpoint", given, "has no safetensors weights", f"it needs {' or '.join(WEIGHT_FILES)}"
+        )
     yield from _shards_are_there(f)
     if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
         yield Problem("model.hf_checkpoint", given, "has no tokenizer", "save the tokenizer into the folder")
     for pattern in UNSAFE:
         for file in folder.glob(pattern):
-            yield Problem("model.hf_checkpoint", given, f"holds {file.name}, which would run code when loaded", "keep safetensors and JSON files only")
+            yield Problem(
+                "model.hf_checkpoint",
+                given,
+                f"holds {file.name}, which would run code when loaded",
+                "keep safetensors and JSON files only",
+            )
     if "auto_map" in f.hf:
-        yield Problem("model.hf_checkpoint", given, "config.json has auto_map, which names code to run", "remove the entry")
+        yield Problem(
+            "model.hf_checkpoint", given, "config.json has auto_map, which names code to run", "remove the entry"
+        )
 
 
 def _shards_are_there(f: Facts) -> Iterator[Problem]:
@@ -127,14 +141,18 @@ def _shards_are_there(f: Facts) -> Iterator[Problem]:
         try:
             files = set(json.loads(index.read_text())["weight_map"].values())
         except (ValueError, KeyError, AttributeError) as error:
-            yield Problem("model.hf_checkpoint", given, f"{index.name} is broken ({error!r})", "save the checkpoint again")
+            yield Problem(
+                "model.hf_checkpoint", given, f"{index.name} is broken ({error!r})", "save the checkpoint again"
+            )
             return
     for name in sorted(files):
         file = folder / name
         if not file.is_file():
             yield Problem("model.hf_checkpoint", given, f"{name} is missing", "copy every shard of the checkpoint")
         elif not _safetensors_is_whole(file):
-            yield Problem("model.hf_checkpoint", given, f"{name} is cut short or no safetensors file", "copy or save it again")
+            yield Problem(
+                "model.hf_checkpoint", given, f"{name} is cut short or no safetensors file", "copy or save it again"
+            )
 
 
 def _safetensors_is_whole(file: Any) -> bool:
@@ -154,7 +172,12 @@ def _safetensors_is_whole(file: Any) -> bool:
 def groups_can_be_compared(f: Facts) -> Iterator[Problem]:
     """Group-normalised advantages of one sample are always zero."""
     if f.config.algorithm.compares_group and f.config.rollout.group_size < 2:
-        yield Problem("rollout.group_size", f.config.rollout.group_size, "advantages compare the samples of one prompt, and one sample has none to compare with", "give 2 or more")
+        yield Problem(
+            "rollout.group_size",
+            f.config.rollout.group_size,
+            "advantages compare the samples of one prompt, and one sample has none to compare with",
+            "give 2 or more",
+        )
 
 
 def batch_divides(f: Facts) -> Iterator[Problem]:
@@ -162,13 +185,20 @@ def batch_divides(f: Facts) -> Iterator[Problem]:
     samples = f.config.rollout.num_prompts * f.config.rollout.group_size
     parts = f.config.trainer.num_minibatches * f.config.trainer.parallel.dp
     if samples % parts:
-        yield Problem("trainer.num_minibatches", f.config.trainer.num_minibatches, f"{samples} samples a step do not divide by num_minibatches x parallel.dp = {parts}", "change num_prompts, group_size or one of them")
+        yield Problem(
+            "trainer.num_minibatches",
+            f.config.trainer.num_minibatches,
+            f"{samples} samples a step do not divide by num_minibatches x parallel.dp = {parts}",
+            "change num_prompts, group_size or one of them",
+        )
 
 
 def tensor_parallel_divides(f: Facts) -> Iterator[Problem]:
     """Heads, key-value heads and the MLP divide by the trainer's and each engine group's tensor-parallel size."""
     sizes = {"trainer.parallel.tp": f.config.trainer.parallel.tp}
-    sizes |= {f"rollout.topology.groups.{name}.tp": group.tp for name, group in f.config.rollout.topology.groups.items()}
+    sizes |= {
+        f"rollout.topology.groups.{name}.tp": group.tp for name, group in f.config.rollout.topology.groups.items()
+    }
     for key, tp in sizes.items():
         for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size"):
             count = f.text.get(name)
@@ -180,13 +210,23 @@ def pipeline_divides(f: Facts) -> Iterator[Problem]:
     """Layers divide over pipeline stages."""
     layers, pp = f.text.get("num_hidden_layers"), f.config.trainer.parallel.pp
     if isinstance(layers, int) and layers % pp:
-        yield Problem("trainer.parallel.pp", pp, f"does not divide num_hidden_layers={layers} of the model", f"give a divisor of {layers}")
+        yield Problem(
+            "trainer.parallel.pp",
+            pp,
+            f"does not divide num_hidden_layers={layers} of the model",
+            f"give a divisor of {layers}",
+        )
 
 
 def topology_generates(f: Facts) -> Iterator[Problem]:
     """There is an engine to generate with."""
     if not f.groups("regular"):
-        yield Problem("rollout.topology.groups", list(f.config.rollout.topology.groups), "no regular engines, so nothing generates", "choose an option of rollout/topology, e.g. rollout/topology=single")
+        yield Problem(
+            "rollout.topology.groups",
+            list(f.config.rollout.topology.groups),
+            "no regular engines, so nothing generates",
+            "choose an option of rollout/topology, e.g. rollout/topology=single",
+        )
 
 
 def encoders_fit_the_model(f: Facts) -> Iterator[Problem]:
@@ -196,10 +236,20 @@ def encoders_fit_the_model(f: Facts) -> Iterator[Problem]:
         accepted = epd_architectures() | set(f.config.rollout.epd_architectures)
         for architecture in f.hf.get("architectures", ()):
             if architecture not in accepted:
-                yield Problem(key, "encoder", f"SGLang cannot split {architecture} into encoder and language model", "use rollout/topology=single, or a model that has an encoder")
+                yield Problem(
+                    key,
+                    "encoder",
+                    f"SGLang cannot split {architecture} into encoder and language model",
+                    "use rollout/topology=single, or a model that has an encoder",
+                )
         for encoder, prefix in f.config.model.encoders.items():
             if not any(_matches(pattern, prefix) for pattern in f.config.model.freeze):
-                yield Problem("model.freeze", f.config.model.freeze, f"the {encoder} encoder ({prefix}) would train, and an encoder-only server has no way to take new weights", f"add '^{re.escape(prefix)}' to model.freeze, or use rollout/topology=single")
+                yield Problem(
+                    "model.freeze",
+                    f.config.model.freeze,
+                    f"the {encoder} encoder ({prefix}) would train, and an encoder-only server has no way to take new weights",
+                    f"add '^{re.escape(prefix)}' to model.freeze, or use rollout/topology=single",
+                )
 
 
 def _matches(pattern: str, prefix: str) -> bool:
@@ -215,31 +265,52 @@ def freeze_patterns_compile(f: Facts) -> Iterator[Problem]:
         try:
             re.compile(pattern)
         except re.error as error:
-            yield Problem("model.freeze", pattern, f"not a regular expression ({error})", "escape its special characters")
+            yield Problem(
+                "model.freeze", pattern, f"not a regular expression ({error})", "escape its special characters"
+            )
 
 
 def server_arguments_exist(f: Facts) -> Iterator[Problem]:
     """Server arguments are fields of the installed SGLang's ServerArgs."""
     known = server_argument_names()
     layers = f.config.rollout.server_args
-    named = {f"rollout.server_args.{name}": getattr(layers, name) for name in ("common", "cpu", "cuda", "regular", "encoder")}
-    named |= {f"rollout.topology.groups.{n}.overrides": g.overrides for n, g in f.config.rollout.topology.groups.items()}
+    named = {
+        f"rollout.server_args.{name}": getattr(layers, name) for name in ("common", "cpu", "cuda", "regular", "encoder")
+    }
+    named |= {
+        f"rollout.topology.groups.{n}.overrides": g.overrides for n, g in f.config.rollout.topology.groups.items()
+    }
     for key, args in named.items():
         for name, value in args.items():
             if known and name not in known:
-                yield Problem(f"{key}.{name}", value, "no such SGLang server argument", nearest(name, known) if len(name) > 2 else "see SGLang's ServerArgs")
+                yield Problem(
+                    f"{key}.{name}",
+                    value,
+                    "no such SGLang server argument",
+                    nearest(name, known) if len(name) > 2 else "see SGLang's ServerArgs",
+                )
 
 
 def device_is_there(f: Facts) -> Iterator[Problem]:
     """CUDA needs GPUs, enough of them."""
     if f.config.cluster.device == "cuda" and not f.machine.gpus:
-        yield Problem("cluster.device", "cuda", "this machine shows no GPU", "use cluster.device=auto, or set CUDA_VISIBLE_DEVICES")
+        yield Problem(
+            "cluster.device",
+            "cuda",
+            "this machine shows no GPU",
+            "use cluster.device=auto, or set CUDA_VISIBLE_DEVICES",
+        )
     elif choose_device(f.config, f.machine) == "cuda":
         parallel = f.config.trainer.parallel
         wanted = parallel.tp * parallel.pp * parallel.dp * f.config.trainer.gpus_per_rank
         wanted += sum(g.num_engines * g.gpus_per_engine for g in f.config.rollout.topology.groups.values())
         if wanted > f.machine.gpus:
-            yield Problem("cluster.device", f.config.cluster.device, f"the plan takes {wanted:g} GPUs and the machine has {f.machine.gpus}", "lower gpus_per_engine, trainer.gpus_per_rank or the parallel sizes")
+            yield Problem(
+                "cluster.device",
+                f.config.cluster.device,
+                f"the plan takes {wanted:g} GPUs and the machine has {f.machine.gpus}",
+                "lower gpus_per_engine, trainer.gpus_per_rank or the parallel sizes",
+            )
 
 
 def ports_are_free(f: Facts) -> Iterator[Problem]:
@@ -248,9 +319,19 @@ def ports_are_free(f: Facts) -> Iterator[Problem]:
     if base:
         last = base + num_ports(f.config) - 1
         if base < 1024 or last > 65535:
-            yield Problem("cluster.base_port", base, f"ports {base} to {last} are not all usable", "give 1024 or more, or 0 for a free block")
+            yield Problem(
+                "cluster.base_port",
+                base,
+                f"ports {base} to {last} are not all usable",
+                "give 1024 or more, or 0 for a free block",
+            )
         elif taken := [port for port in range(base, last + 1) if not port_is_free(port)]:
-            yield Problem("cluster.base_port", base, f"taken: {', '.join(map(str, taken))}", "give another port, or 0 for a free block")
+            yield Problem(
+                "cluster.base_port",
+                base,
+                f"taken: {', '.join(map(str, taken))}",
+                "give another port, or 0 for a free block",
+            )
 
 
 RULES: tuple[Callable[[Facts], Iterator[Problem]], ...] = (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import NoReturn
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
@@ -14,7 +15,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from slime_launch.checks import problems
-from slime_launch.compose import CONFIG_NAME, Composed, check_arguments, compose, open_hydra, parse_overrides, validate
+from slime_launch.compose import CONFIG_NAME, Composed, check_arguments, compose, force_add, open_hydra, parse_overrides, validate
 from slime_launch.errors import ConfigError, LaunchError, Problem
 from slime_launch.machine import Machine, free_ports, read_machine
 from slime_launch.paths import CONF, require_house
@@ -44,7 +45,8 @@ def command(argv: list[str]) -> int:
 
 def _command(argv: list[str]) -> int:
     parser = get_args_parser()
-    args = parser.parse_args(argv)
+    parser.error = _refuse_arguments  # type: ignore[method-assign]
+    args = parser.parse_intermixed_args(argv)
     if found := list(check_arguments(args)):
         raise ConfigError(found)
     hydra = open_hydra(args.config_dir)
@@ -56,6 +58,10 @@ def _command(argv: list[str]) -> int:
         return _run(hydra, args.overrides, RunMode.MULTIRUN if args.multirun else RunMode.RUN)
     finally:
         GlobalHydra.instance().clear()
+
+
+def _refuse_arguments(message: str) -> NoReturn:
+    raise ConfigError([Problem("arguments", " ".join(sys.argv[1:]), message, "slime-launch --help lists what there is")])
 
 
 def _check(hydra: Hydra, lines: list[str], machine: Machine) -> tuple[Composed | None, list[Problem]]:
@@ -93,7 +99,9 @@ def _run(hydra: Hydra, lines: list[str], mode: RunMode) -> int:
         return codes[-1]
 
     start = hydra.run if mode is RunMode.RUN else hydra.multirun
-    start(config_name=CONFIG_NAME, task_function=task, overrides=[*lines, f"hydra.mode={mode.name}"])
+    loader = hydra.config_loader
+    forced = [force_add(loader, override) for override in parse_overrides(hydra, lines)[0]]
+    start(config_name=CONFIG_NAME, task_function=task, overrides=[*forced, f"hydra.mode={mode.name}"])
     return max(codes, default=0)
 
 

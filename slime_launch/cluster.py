@@ -11,6 +11,7 @@ import time
 from pathlib import Path
 from types import TracebackType
 
+from slime_launch import signals
 from slime_launch.errors import ComponentError, DeadlineError
 from slime_launch.guard import Guarded, descendants
 from slime_launch.paths import ROOT
@@ -43,7 +44,9 @@ def ray_environment(allow_targets: list[str], token_file: Path) -> dict[str, str
 class LocalCluster:
     """Context manager: Ray's head starts on entry; on exit it and every process below it, servers included, are gone."""
 
-    def __init__(self, *, port: int, num_cpus: float, num_gpus: float, store_mb: int, allow_targets: list[str], log: Path) -> None:
+    def __init__(
+        self, *, port: int, num_cpus: float, num_gpus: float, store_mb: int, allow_targets: list[str], log: Path
+    ) -> None:
         self._temp = Path(tempfile.mkdtemp(prefix="slime-launch-", dir="/tmp"))  # Ray's socket paths must stay short
         token = self._temp / "token"
         token.touch(mode=0o600)
@@ -64,13 +67,17 @@ class LocalCluster:
             self._await_head()
             import ray
 
-            ray.init(address=f"127.0.0.1:{self._port}", log_to_driver=False, logging_level="error", configure_logging=False)
+            ray.init(
+                address=f"127.0.0.1:{self._port}", log_to_driver=False, logging_level="error", configure_logging=False
+            )
         except BaseException:
             self.__exit__(None, None, None)
             raise
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         if "ray" in sys.modules:
             sys.modules["ray"].shutdown()
         if self._guarded is not None:
@@ -85,6 +92,7 @@ class LocalCluster:
         assert self._guarded is not None
         deadline = time.monotonic() + _START_TIMEOUT_S
         while "\nready " not in (text := "\n" + self._log.read_text(errors="replace")):
+            signals.check()
             if self._guarded.poll() is not None:
                 raise ComponentError(f"Ray did not start; log {self._log} ends with:\n{text[-2000:]}")
             if time.monotonic() > deadline:

@@ -55,7 +55,9 @@ def open_hydra(config_dir: str | None) -> Hydra:
     if config_dir is not None:
         folder = Path(config_dir).resolve()
         if not folder.is_dir():
-            raise ConfigError([Problem("--config-dir", config_dir, "no such folder", "name a folder that holds YAML groups")])
+            raise ConfigError(
+                [Problem("--config-dir", config_dir, "no such folder", "name a folder that holds YAML groups")]
+            )
         search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema", path=None))
     return Hydra.create_main_hydra2(task_name="slime-launch", config_search_path=search_path)
 
@@ -78,28 +80,42 @@ def parse_overrides(hydra: Hydra, lines: Iterable[str]) -> tuple[list[Override],
             problems.append(Problem(line[:40], "...", "nested too deeply", "flatten the value"))
         except HydraException as error:
             key, _, value = line.partition("=")
-            problems.append(Problem(key, value, f"cannot be parsed ({str(error).splitlines()[0]})", "write key=value, quoting special characters"))
+            problems.append(
+                Problem(
+                    key,
+                    value,
+                    f"cannot be parsed ({str(error).splitlines()[0]})",
+                    "write key=value, quoting special characters",
+                )
+            )
     return parsed, problems
 
 
 def _check_override(loader: ConfigLoaderImpl, override: Override) -> Problem | None:
-    key, value = override.key_or_group, override.get_value_element_as_str()
+    key, value = override.key_or_group, (override.input_line or "").partition("=")[2]
     if override.is_hydra_override():
         if key == "hydra.searchpath":
             return Problem(key, value, "not supported", "use --config-dir")
         return None
     if loader.repository.group_exists(key):
-        options = loader.get_group_options(key)
-        if override.is_delete() or override.is_sweep_override() or not isinstance(override.value(), str | None):
+        chosen = override.value()
+        if override.is_delete() or override.is_sweep_override() or chosen is None or isinstance(chosen, list):
             return None
-        if override.value() is not None and not loader.repository.config_exists(f"{key}/{override.value()}"):
-            return Problem(key, value, "no such option", nearest(str(override.value()), options))
+        if not loader.repository.config_exists(f"{key}/{chosen}"):
+            return Problem(key, chosen, "no such option", nearest(str(chosen), loader.get_group_options(key)))
         return None
     if "/" in key:
         groups = [*_groups(loader)]
         return Problem(key, value, "no such group", nearest(key, groups))
     problem = unknown_key(Config, key)
     return Problem(key, value, problem.reason, problem.mend) if problem else None
+
+
+def force_add(loader: ConfigLoaderImpl, override: Override) -> str:
+    """The override as a line that Hydra takes for keys that no YAML spells out; the schema has checked the key."""
+    line = override.input_line or ""
+    plain = not (override.is_hydra_override() or override.is_delete() or loader.repository.group_exists(override.key_or_group))
+    return "++" + line.lstrip("+") if plain else line
 
 
 def _groups(loader: ConfigLoaderImpl, parent: str = "") -> Iterator[str]:
@@ -124,13 +140,16 @@ def compose(hydra: Hydra, lines: list[str], run_mode: RunMode = RunMode.RUN) -> 
         if problem:
             problems.append(problem)
         elif not (run_mode is RunMode.MULTIRUN and override.is_sweep_override()):
-            good.append(override.input_line or "")
+            good.append(force_add(loader, override))
     try:
         return loader.load_configuration(CONFIG_NAME, good, run_mode, validate_sweep_overrides=False), problems
     except (HydraException, OmegaConfBaseException, OSError) as error:
         cause = error.__cause__ or error
         text = " ".join(str(cause).split("\n\n")[0].split())
-        return None, [*problems, Problem("config", " ".join(good) or CONFIG_NAME, text, "mend the named file or override")]
+        return None, [
+            *problems,
+            Problem("config", " ".join(good) or CONFIG_NAME, text, "mend the named file or override"),
+        ]
 
 
 def hydra_problems(node: DictConfig) -> Iterator[Problem]:
@@ -144,9 +163,15 @@ def hydra_problems(node: DictConfig) -> Iterator[Problem]:
     for group in ("job_logging", "hydra_logging"):
         for key, value in _walk(plain.get(group), f"hydra.{group}"):
             name = key.rpartition(".")[2]
-            if name == "()" or (name == "class" and not str(value).startswith("logging.")) or str(value).startswith("ext://"):
+            if (
+                name == "()"
+                or (name == "class" and not str(value).startswith("logging."))
+                or str(value).startswith("ext://")
+            ):
                 if str(value) not in ("ext://sys.stdout", "ext://sys.stderr"):
-                    yield Problem(key, value, "only Python's own logging classes may stand here", "remove it from the config")
+                    yield Problem(
+                        key, value, "only Python's own logging classes may stand here", "remove it from the config"
+                    )
 
 
 def _walk(node: object, key: str) -> Iterator[tuple[str, object]]:
@@ -180,16 +205,18 @@ def plain_config(config: DictConfig, keep_env: bool) -> dict[str, Any]:
         OmegaConf.register_new_resolver("oc.env", oc.env, use_cache=False)
 
 
-def _target_problems(plain: dict[str, Any], granted: list[str]) -> Iterator[Problem]:
-    asked = plain.get("allow_targets") or []
-    if extra := [name for name in asked if name not in granted]:
-        yield Problem(
-            "allow_targets", asked, "a config file cannot grant itself packages", f"give it on the command line: allow_targets=[{','.join(map(str, extra))}]"
-        )
+def _target_problems(config: DictConfig, granted: list[str]) -> Iterator[Problem]:
+    asked = [str(name) for name in config.get("allow_targets") or []]
+    if extra := ",".join(name for name in asked if name not in granted):
+        mend = f"give it on the command line: allow_targets=[{extra}]"
+        yield Problem("allow_targets", asked, "a config file cannot grant itself packages", mend)
     packages = (*OWN_PACKAGES, *granted)
-    for key, target in find_targets(plain):
+    # unresolved, so that a node which others copy by interpolation is named once, where it stands
+    for key, _ in find_targets({k: v for k, v in OmegaConf.to_container(config, resolve=False).items() if k != "hydra"}):  # type: ignore[union-attr]
+        target = OmegaConf.select(config, key)
         if fault := static_fault(target, packages):
-            yield Problem(key, target, fault, "name a class or function of components, slime_launch or a package in allow_targets")
+            mend = "name a class or function of components, slime_launch or a package in allow_targets"
+            yield Problem(key, target, fault, mend)
 
 
 def _granted(lines: list[str]) -> list[str]:
@@ -210,7 +237,7 @@ def validate(config: DictConfig, hydra_node: DictConfig, lines: list[str]) -> tu
     except OmegaConfBaseException as error:
         key = str(getattr(error, "full_key", None) or "config")
         return None, [*problems, Problem(key, "${...}", str(error).splitlines()[0], "mend the interpolation")]
-    problems += _target_problems(plain, _granted(lines))
+    problems += _target_problems(config, _granted(lines))
     typed, found = build(Config, plain)
     problems += found
     if problems:

@@ -49,21 +49,29 @@ class Loop:
         """One scored rollout batch."""
         before = self._encoded()
         timeout_s = _EVAL_TIMEOUT_S
-        samples, metrics = self.fleet.call(self._rollout, "generate", step, what=f"step {step}: generating", timeout_s=timeout_s)[0]
+        samples, metrics = self.fleet.call(
+            self._rollout, "generate", step, what=f"step {step}: generating", timeout_s=timeout_s
+        )[0]
         images = sum(len(sample.prompt.images) for sample in samples)
         encoded = self._encoded() - before
         if self._encoders and encoded != images:
-            raise ComponentError(f"step {step}: {images} images were sent and the encoders counted {encoded}; the engines must have used towers of their own")
+            raise ComponentError(
+                f"step {step}: {images} images were sent and the encoders counted {encoded}; the engines must have used towers of their own"
+            )
         return samples, metrics | ({"rollout/encoder_requests": float(encoded)} if self._encoders else {})
 
     def _encoded(self) -> int:
         if not self._encoders:
             return 0
-        return sum(self.fleet.call(self._encoders, "encoder_requests", what="counting encoder requests", timeout_s=30.0))
+        return sum(
+            self.fleet.call(self._encoders, "encoder_requests", what="counting encoder requests", timeout_s=30.0)
+        )
 
     def evaluate(self, step: int) -> Metrics:
         """Scores of every held-out set."""
-        return self.fleet.call(self._rollout, "evaluate", step, what=f"step {step}: evaluating", timeout_s=_EVAL_TIMEOUT_S)[0]  # type: ignore[no-any-return]
+        return self.fleet.call(
+            self._rollout, "evaluate", step, what=f"step {step}: evaluating", timeout_s=_EVAL_TIMEOUT_S
+        )[0]  # type: ignore[no-any-return]
 
     def train(self, step: int, samples: list[Sample]) -> Metrics:
         """One optimizer step on every rank."""
@@ -71,12 +79,16 @@ class Loop:
 
         batch = ray.put(samples)
         timeout_s = self.config.trainer.timeout_s
-        return self.fleet.call(self._trainers, "train", step, batch, what=f"step {step}: training", timeout_s=timeout_s)[0]  # type: ignore[no-any-return]
+        return self.fleet.call(
+            self._trainers, "train", step, batch, what=f"step {step}: training", timeout_s=timeout_s
+        )[0]  # type: ignore[no-any-return]
 
     def sync(self, version: int) -> Metrics:
         """The trainer's weights into every engine."""
         timeout_s = self.config.trainer.timeout_s
-        return self.fleet.call(self._trainers, "sync", version, what=f"step {version}: sending weights", timeout_s=timeout_s)[0]  # type: ignore[no-any-return]
+        return self.fleet.call(
+            self._trainers, "sync", version, what=f"step {version}: sending weights", timeout_s=timeout_s
+        )[0]  # type: ignore[no-any-return]
 
     def save(self) -> None:
         """The final weights, as a Hugging Face checkpoint in the run folder."""
@@ -93,7 +105,11 @@ class Loop:
 
 def score(metrics: Metrics, greedy: bool = False) -> float:
     """Mean over the evaluation sets, sampled or greedy."""
-    values = [v for k, v in metrics.items() if k.startswith("eval/") and k.endswith("/greedy") == greedy and "/" not in k[5:].removesuffix("/greedy")]
+    values = [
+        v
+        for k, v in metrics.items()
+        if k.startswith("eval/") and k.endswith("/greedy") == greedy and "/" not in k[5:].removesuffix("/greedy")
+    ]
     return sum(values) / len(values)
 
 

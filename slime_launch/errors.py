@@ -5,6 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 
+_LONGEST_VALUE = 200
+
+
 @dataclass(frozen=True, slots=True)
 class Problem:
     """One thing wrong with a config: where it stands, what it says, why that fails and what mends it."""
@@ -15,7 +18,9 @@ class Problem:
     mend: str
 
     def __str__(self) -> str:
-        return f"error: {self.key}={self.value}: {self.reason}; {self.mend}"
+        value = str(self.value)
+        shown = value if len(value) <= _LONGEST_VALUE else value[:_LONGEST_VALUE] + "..."
+        return f"error: {self.key}={shown}: {self.reason}; {self.mend}"
 
 
 class LaunchError(RuntimeError):

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from slime_launch import signals
 from slime_launch.errors import ComponentError, DeadlineError, LaunchError
 from slime_launch.plan import Actor, LaunchPlan
 from slime_launch.progress import Progress
@@ -60,7 +61,8 @@ class Fleet:
     def _needs(self, actor: Actor) -> dict[str, list[Any]]:
         edges = [edge for edge in self.plan.edges if edge.dst == actor.name]
         return {
-            name: [self._provided[edge.src][name] for edge in edges if edge.name == name] for name in {edge.name for edge in edges}
+            name: [self._provided[edge.src][name] for edge in edges if edge.name == name]
+            for name in {edge.name for edge in edges}
         }
 
     def call(self, names: Sequence[str], method: str, *args: Any, what: str, timeout_s: float) -> list[Any]:
@@ -79,6 +81,7 @@ class Fleet:
         with self._progress.waiting(what):
             left = calls
             while left:
+                signals.check()
                 done, left = ray.wait(left, timeout=_TICK_S)
                 for call in done:
                     _get(call, what)
@@ -87,7 +90,9 @@ class Fleet:
                     next_health = now + _HEALTH_EVERY_S
                     self.check_servers()
                 if left and now - began > timeout_s:
-                    raise DeadlineError(f"{what}: not done after {timeout_s:.0f} s; the logs are in {self._run_dir / 'logs'}")
+                    raise DeadlineError(
+                        f"{what}: not done after {timeout_s:.0f} s; the logs are in {self._run_dir / 'logs'}"
+                    )
                 self._progress.tick()
         return [_get(call, what) for call in calls]
 

@@ -75,7 +75,9 @@ def epd_architectures() -> frozenset[str]:
         return frozenset()
     for node in ast.walk(ast.parse(file.read_text())):
         if isinstance(node, ast.FunctionDef) and node.name == "handle_encoder_disaggregation":
-            return frozenset(name for name in _strings(node) if name.endswith(("ForConditionalGeneration", "Model", "ForCausalLM")))
+            return frozenset(
+                name for name in _strings(node) if name.endswith(("ForConditionalGeneration", "Model", "ForCausalLM"))
+            )
     return frozenset()
 
 
@@ -89,7 +91,11 @@ def server_argument_names() -> frozenset[str]:
     for source in file.parent.glob("*.py"):
         for node in ast.parse(source.read_text()).body:
             if isinstance(node, ast.ClassDef):
-                names |= {item.target.id for item in node.body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)}
+                names |= {
+                    item.target.id
+                    for item in node.body
+                    if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name)
+                }
             elif isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
                 names.add(node.target.id)
     return frozenset(names)

@@ -20,7 +20,9 @@ def require_house() -> None:
     """
     for folder in (CONF, COMPONENTS):
         if not folder.is_dir():
-            raise LaunchError(f"{folder} is missing: conf and components belong beside {ROOT / 'slime_launch'}; reinstall slime-launch")
+            raise LaunchError(
+                f"{folder} is missing: conf and components belong beside {ROOT / 'slime_launch'}; reinstall slime-launch"
+            )
 
 
 def bind_components() -> None:

@@ -65,6 +65,12 @@ class Progress:
     def step(self, step: int, num_steps: int, metrics: Metrics) -> None:
         """One line for one step."""
         cells = [f"{name} {form.format(metrics[key])}" for name, key, form in COLUMNS if key in metrics]
-        cells += [f"{key} {value:.3f}" for key, value in metrics.items() if key.startswith("eval/") and not key.endswith("greedy")]
+        cells += [
+            f"{key} {value:.3f}"
+            for key, value in metrics.items()
+            if key.startswith("eval/") and not key.endswith("greedy")
+        ]
         width = len(str(num_steps))
-        self.line(f"step {step:>{width}}/{num_steps}  " + "  ".join(cells) + f"  {metrics.get('perf/step_time', 0):.1f}s")
+        self.line(
+            f"step {step:>{width}}/{num_steps}  " + "  ".join(cells) + f"  {metrics.get('perf/step_time', 0):.1f}s"
+        )

@@ -90,8 +90,14 @@ def resolve(config: Config, machine: Machine, ports: list[int]) -> LaunchPlan:
     phases = assign_phases(drafts, edges)
     actors = [
         Actor(
-            name=d.name, kind=d.kind, component=d.component, phase=phases[d.name], resources=d.resources,
-            needs=tuple(name for name in d.needs if name in provided), provides=d.provides, args=d.args,
+            name=d.name,
+            kind=d.kind,
+            component=d.component,
+            phase=phases[d.name],
+            resources=d.resources,
+            needs=tuple(name for name in d.needs if name in provided),
+            provides=d.provides,
+            args=d.args,
         )  # fmt: skip
         for d in drafts
     ]
@@ -139,13 +145,19 @@ def _engine(c: _Context, name: str, group: EngineGroup, encoded: bool) -> Draft:
     args = layered(rollout.server_args, c.device, kind) | {"tp_size": group.tp, "random_seed": c.config.seed}
     weight_sync = None
     if kind == "regular":
-        weight_sync = {"port": second, "backend": BACKEND[c.device], "group": f"weights-{name}", "timeout_s": c.config.trainer.timeout_s}
+        weight_sync = {
+            "port": second,
+            "backend": BACKEND[c.device],
+            "group": f"weights-{name}",
+            "timeout_s": c.config.trainer.timeout_s,
+        }
         args |= {"language_only": True} if encoded else {}
     env = layered(rollout.server_env, c.device, kind) | {EPD_ENV: ",".join(rollout.epd_architectures)}
     server = _server(c, name, kind, port, {**args, **group.overrides}, {key: str(value) for key, value in env.items()})
     gpus = group.gpus_per_engine if c.device == "cuda" else 0.0
     resources = Resources(cpu=max(1, rollout.server_threads), gpu=gpus)
-    return _draft(kind, name, rollout.server, resources, server | {"weight_sync": weight_sync})
+    target, own = _open(rollout.server)
+    return _draft(kind, name, target, resources, own | server | {"weight_sync": weight_sync})
 
 
 def _server(c: _Context, name: str, kind: str, port: int, args: dict[str, Any], env: dict[str, str]) -> dict[str, Any]:
@@ -158,7 +170,8 @@ def _server(c: _Context, name: str, kind: str, port: int, args: dict[str, Any], 
 
 def _router(c: _Context) -> Draft:
     args = _server(c, "router", "router", next(c.ports), dict(c.config.rollout.router_args), {})
-    return _draft("router", "router", c.config.rollout.server, Resources(cpu=1), args)
+    target, own = _open(c.config.rollout.server)
+    return _draft("router", "router", target, Resources(cpu=1), own | args)
 
 
 def _trainers(c: _Context) -> Iterator[Draft]:
@@ -175,8 +188,9 @@ def _trainers(c: _Context) -> Iterator[Draft]:
         "bucket_mb": trainer.bucket_mb,
     }  # fmt: skip
     resources = Resources(cpu=trainer.threads, gpu=trainer.gpus_per_rank if c.device == "cuda" else 0.0)
+    target, own = _open(trainer.worker)
     for rank in range(world_size):
-        yield _draft("trainer", f"trainer-{rank}", trainer.worker, resources, shared | {"rank": rank})
+        yield _draft("trainer", f"trainer-{rank}", target, resources, own | shared | {"rank": rank})
 
 
 def _rollout(c: _Context) -> Draft:
@@ -185,7 +199,7 @@ def _rollout(c: _Context) -> Draft:
     target, own = _open(rollout.worker)
     args = {
         "hf_checkpoint": c.checkpoint, "data": c.config.data, "score": c.config.reward.score,
-        "reward": {"_target_": c.config.reward.mix, "parts": c.config.reward.parts},
+        "reward": c.config.reward.mix | {"parts": c.config.reward.parts},
         "num_prompts": rollout.num_prompts, "group_size": rollout.group_size, "eval_samples": rollout.eval_samples,
         "sampling": {"temperature": rollout.temperature, "top_p": rollout.top_p, "max_new_tokens": rollout.max_new_tokens},
         "max_concurrency": rollout.max_concurrency * engines, "request_timeout_s": rollout.request_timeout_s, "seed": c.config.seed,

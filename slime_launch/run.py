@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import os
-import signal
 import sys
 import time
 import traceback
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from pathlib import Path
-from types import FrameType
 
 import yaml
 from rich.console import Console
 
+from slime_launch import signals
 from slime_launch.cluster import LocalCluster
 from slime_launch.compose import Composed
 from slime_launch.driver import Loop, Outcome
@@ -24,34 +22,8 @@ from slime_launch.memory import PeakMemory
 from slime_launch.plan import LaunchPlan
 from slime_launch.progress import Progress
 from slime_launch.records import Records, point_latest, write_json
-from slime_launch.targets import instantiate, resolve
+from slime_launch.targets import instantiate
 from slime_launch.views import print_plan
-
-
-class Stopped(BaseException):
-    """A signal asked the run to stop; ``code`` is the exit code."""
-
-    def __init__(self, number: int) -> None:
-        super().__init__(signal.Signals(number).name)
-        self.code = 128 + number
-
-
-@contextmanager
-def stop_on_signals() -> Iterator[None]:
-    """Turn the first SIGINT, SIGTERM or SIGHUP into Stopped; later ones wait for the teardown to end."""
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        for each in numbers:
-            signal.signal(each, signal.SIG_IGN)
-        raise Stopped(number)
-
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
-    old = {number: signal.signal(number, stop) for number in numbers}
-    try:
-        yield
-    finally:
-        for number, handler in old.items():
-            signal.signal(number, handler)
 
 
 def execute(composed: Composed, plan: LaunchPlan, run_dir: Path, console: Console) -> int:
@@ -67,17 +39,20 @@ def execute(composed: Composed, plan: LaunchPlan, run_dir: Path, console: Consol
     print_plan(plan, console)
     outcome, times, status, code = Outcome(), {"startup_s": 0.0, "peak_rss_mb": 0.0}, "failed", 1
     try:
-        with stop_on_signals():
+        with signals.listening():
             _drive(composed, plan, run_dir, Progress(console), outcome, times)
         status, code = "completed", 0
-    except Stopped as stop:
+    except signals.Stopped as stop:
         status, code = "stopped", stop.code
         print(f"stopped by {stop}", file=sys.stderr)
     except LaunchError as error:
         print(f"failed: {error}", file=sys.stderr)
     except Exception as error:
         (run_dir / "logs" / "launcher.log").write_text(traceback.format_exc())
-        print(f"failed: {type(error).__name__}: {error}; the traceback is in {run_dir / 'logs' / 'launcher.log'}", file=sys.stderr)
+        print(
+            f"failed: {type(error).__name__}: {error}; the traceback is in {run_dir / 'logs' / 'launcher.log'}",
+            file=sys.stderr,
+        )
     wall_s = time.monotonic() - began
     summary = {
         "status": status, "steps": outcome.steps, "wall_s": wall_s, **times, "eval_before": outcome.eval_before,
@@ -88,7 +63,9 @@ def execute(composed: Composed, plan: LaunchPlan, run_dir: Path, console: Consol
     return code
 
 
-def _drive(composed: Composed, plan: LaunchPlan, run_dir: Path, progress: Progress, outcome: Outcome, times: dict[str, float]) -> None:
+def _drive(
+    composed: Composed, plan: LaunchPlan, run_dir: Path, progress: Progress, outcome: Outcome, times: dict[str, float]
+) -> None:
     config, began = composed.config, time.monotonic()
     with ExitStack() as stack:
         records = Records(run_dir)
@@ -114,7 +91,7 @@ def _drive(composed: Composed, plan: LaunchPlan, run_dir: Path, progress: Progre
         fleet.start()
         times["startup_s"] = time.monotonic() - began
         loop = Loop(config, fleet, records, trackers, progress, run_dir, outcome)
-        resolve(config.driver.loop)(loop)
+        instantiate(config.driver.loop, loop=loop)
 
 
 def _print_summary(summary: dict[str, object], run_dir: Path, console: Console) -> None:

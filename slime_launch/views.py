@@ -17,6 +17,13 @@ def print_plan(plan: LaunchPlan, console: Console) -> None:
         table.add_column(name, overflow="fold")
     for actor in plan.actors:
         component = ".".join(actor.component.split(".")[1:])
-        row = (str(actor.phase), actor.name, component, str(actor.resources), "\n".join(actor.needs), "\n".join(actor.provides))
+        row = (
+            str(actor.phase),
+            actor.name,
+            component,
+            str(actor.resources),
+            "\n".join(actor.needs),
+            "\n".join(actor.provides),
+        )
         table.add_row(*row)
     console.print(table)

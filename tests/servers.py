@@ -1,4 +1,4 @@
-"""Real SGLang servers at tiny size, for any test that needs one; see ``tests/components/sglang/conftest.py`` for use."""
+"""Real SGLang servers at tiny size, for any test; ``tests/components/sglang/conftest.py`` shows their use."""
 
 from __future__ import annotations
 

@@ -14,7 +14,8 @@ class GRPO:
     """GRPO (Shao et al. 2024, arXiv:2402.03300) with the asymmetric clip of DAPO (Yu et al. 2025, arXiv:2503.14476).
 
     clip_low, clip_high: the ratio is clipped to [1 - clip_low, 1 + clip_high].
-    normalize_std: divide by the group's sample standard deviation; off gives Dr. GRPO (Liu et al. 2025, arXiv:2503.20783).
+    normalize_std: divide by the group's sample standard deviation; off gives Dr. GRPO (Liu et al. 2025,
+        arXiv:2503.20783).
     """
 
     STD_FLOOR = 1e-6

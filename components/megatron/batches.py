@@ -1,4 +1,8 @@
-"""Samples -> padded micro-batches. B sequences, S tokens, R response tokens of the longest response."""
+"""Samples -> padded micro-batches.
+
+A row holds one prompt and the responses of the samples that share it: the prompt is computed once, each response goes
+on from its end and sees no other. N samples, B rows, S tokens of a row, R response tokens of the longest response.
+"""
 
 from __future__ import annotations
 
@@ -8,6 +12,7 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from components.models.base import Encoder, Family, HFConfig
 from slime_launch.errors import ComponentError
@@ -16,31 +21,33 @@ from slime_launch.types import Sample
 if TYPE_CHECKING:
     from torch import Tensor
 
+Pack = list[int]
+"""Numbers of samples that share a row."""
 
 
 @dataclass(slots=True)
 class MicroBatch:
     """What one forward pass takes and what its loss needs.
 
-    inputs: keywords of the model's forward: input_ids [B, S], position_ids ([3, B, S] where rotary positions are
-        multimodal), attention_mask (None: causal), media where there are any.
-    rows_BR: which position's logits predict each response token. targets_BR: those tokens, 0 where there are none.
-    mask_BR: 1.0 on tokens that count. engine_BR: the engine's logprobs. advantages_B: one a sequence.
-    old_BR: the trainer's logprobs before the first update, None until known and on stages without logits.
+    inputs: keywords of the model's forward: input_ids [B, S], position_ids [3, B, S], attention_mask (bool
+        [B, 1, S, S], true where a token must not look; None: causal), media where there are any.
+    slots_NR: flat index into [B, S] of the logits that predict each response token. targets_NR: those tokens, 0 where
+        there are none. mask_NR: 1.0 on tokens that count. engine_NR: the engine's logprobs. advantages_N: one a sample.
+    old_NR: the trainer's logprobs before the first update, None until known and on stages without logits.
     """
 
     inputs: dict[str, Any]
-    rows_BR: Tensor
-    targets_BR: Tensor
-    mask_BR: Tensor
-    engine_BR: Tensor
-    advantages_B: Tensor
-    old_BR: Tensor | None = None
+    slots_NR: Tensor
+    targets_NR: Tensor
+    mask_NR: Tensor
+    engine_NR: Tensor
+    advantages_N: Tensor
+    old_NR: Tensor | None = None
 
 
 @dataclass(frozen=True)
 class Batcher:
-    """Cuts samples into micro-batches of at most ``size`` sequences for one model."""
+    """Cuts samples into micro-batches of at most ``size`` samples for one model."""
 
     family: Family
     hf: HFConfig
@@ -49,7 +56,7 @@ class Batcher:
     device: str
 
     def cut(self, samples: Sequence[Sample], advantages_N: Tensor, part: int, parts: int) -> list[MicroBatch]:
-        """The micro-batches of data-parallel rank ``part`` of ``parts``: samples by length, dealt round.
+        """The micro-batches of data-parallel rank ``part`` of ``parts``; samples are dealt round by length.
 
         Raises ComponentError for fewer samples than ranks and for a sample whose fields do not fit together.
         """
@@ -61,72 +68,82 @@ class Batcher:
         for sample in samples:
             check_sample(sample, self.encoders)
         order = sorted(range(len(samples)), key=lambda i: len(samples[i].prompt_ids) + len(samples[i].response_ids))
-        mine = order[part::parts]
-        chosen = [mine[start : start + self.size] for start in range(0, len(mine), self.size)]
-        return [self._micro_batch([samples[i] for i in some], advantages_N[some]) for some in chosen]
+        packs = make_packs(samples, order[part::parts], self.size)
+        return [self._micro_batch(samples, advantages_N, some) for some in fill(packs, self.size)]
 
-    def _micro_batch(self, samples: Sequence[Sample], advantages_B: Tensor) -> MicroBatch:
+    def _micro_batch(self, samples: Sequence[Sample], advantages_N: Tensor, packs: Sequence[Pack]) -> MicroBatch:
         import torch
 
-        width = max(1, max(len(sample.response_ids) for sample in samples))
+        rows = [[samples[i] for i in pack] for pack in packs]
+        mine = list(chain.from_iterable(rows))
+        width = max(1, max(len(sample.response_ids) for sample in mine))
+        length = max(map(_row_length, rows))
 
-        def padded(rows: Sequence[Any], dtype: Any) -> Tensor:
-            return torch.from_numpy(_pad(rows, width, dtype)).to(self.device)
+        def padded(values: Sequence[Any], dtype: Any) -> Tensor:
+            return torch.from_numpy(_pad(values, width, dtype)).to(self.device)
 
-        prompts = [len(sample.prompt_ids) for sample in samples]
-        rows = [
-            np.arange(first - 1, first - 1 + len(sample.response_ids))
-            for first, sample in zip(prompts, samples, strict=True)
-        ]
+        slots = [places + number * length for number, row in enumerate(rows) for places in _predictors(row)]
         return MicroBatch(
-            inputs=self._inputs(samples),
-            rows_BR=padded(rows, np.int64),
-            targets_BR=padded([sample.response_ids for sample in samples], np.int64),
-            mask_BR=padded([sample.loss_mask for sample in samples], np.float32),
-            engine_BR=padded([sample.logprobs for sample in samples], np.float32),
-            advantages_B=advantages_B.to(self.device),
+            inputs=self._inputs(rows, length),
+            slots_NR=padded(slots, np.int64),
+            targets_NR=padded([sample.response_ids for sample in mine], np.int64),
+            mask_NR=padded([sample.loss_mask for sample in mine], np.float32),
+            engine_NR=padded([sample.logprobs for sample in mine], np.float32),
+            advantages_N=advantages_N[list(chain.from_iterable(packs))].to(self.device),
         )
 
-    def _inputs(self, samples: Sequence[Sample]) -> dict[str, Any]:
+    def _inputs(self, rows: Sequence[Sequence[Sample]], length: int) -> dict[str, Any]:
         import torch
 
-        ids = [[*sample.prompt_ids, *sample.response_ids] for sample in samples]
-        length = max(map(len, ids))
+        ids = [[*row[0].prompt_ids, *chain.from_iterable(sample.response_ids for sample in row)] for row in rows]
+        positions = np.stack([self._positions(row, length) for row in rows], axis=1)
         inputs: dict[str, Any] = {
             "input_ids": torch.from_numpy(_pad(ids, length, np.int64)).to(self.device),
-            "position_ids": self._positions(ids, samples, length),
-            "attention_mask": None,
+            "position_ids": torch.from_numpy(positions).to(self.device),
+            "attention_mask": self._mask(rows, length),
         }
-        media = {
-            name: found for name, encoder in self.encoders.items() if (found := self._media(encoder, samples, length))
-        }
-        return inputs | ({"media": media} if media else {})
+        media = {name: self._media(encoder, rows, length) for name, encoder in self.encoders.items()}
+        present = {name: part for name, part in media.items() if part}
+        return inputs | ({"media": present} if present else {})
 
-    def _positions(self, ids: Sequence[Sequence[int]], samples: Sequence[Sample], length: int) -> Tensor:
+    def _positions(self, row: Sequence[Sample], length: int) -> NDArray[np.int64]:
+        """Positions [3, S] of one row: every response's go on from the prompt's."""
+        longest = max(row, key=lambda sample: len(sample.response_ids))
+        one = self.family.positions(self.hf, [*longest.prompt_ids, *longest.response_ids], longest.media)
+        prompt = len(longest.prompt_ids)
+        ends = [one[:, prompt : prompt + len(sample.response_ids)] for sample in row]
+        joined = np.concatenate([one[:, :prompt], *ends], axis=1)
+        return np.pad(joined, ((0, 0), (0, length - joined.shape[1])))
+
+    def _mask(self, rows: Sequence[Sequence[Sample]], length: int) -> Tensor | None:
         import torch
 
-        if self.family.positions is None:
-            return torch.arange(length, device=self.device).expand(len(ids), -1)
-        positions_3BS = np.zeros((3, len(ids), length), dtype=np.int64)
-        for row, (some, sample) in enumerate(zip(ids, samples, strict=True)):
-            positions_3BS[:, row, : len(some)] = self.family.positions(self.hf, some, sample.media)
-        return torch.from_numpy(positions_3BS).to(self.device)
+        if max(map(len, rows)) == 1:
+            return None
+        # 0 is the prompt, k the k-th response of the row.
+        owners = [
+            np.repeat(np.arange(len(row) + 1), [len(row[0].prompt_ids), *(len(sample.response_ids) for sample in row)])
+            for row in rows
+        ]
+        owner_BS = torch.from_numpy(_pad(owners, length, np.int64)).to(self.device)
+        looked_at, looking = owner_BS.unsqueeze(1), owner_BS.unsqueeze(2)
+        causal_SS = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
+        return ~(causal_SS & ((looked_at == 0) | (looked_at == looking))).unsqueeze(1)
 
-    def _media(self, encoder: Encoder, samples: Sequence[Sample], length: int) -> dict[str, Any]:
+    def _media(self, encoder: Encoder, rows: Sequence[Sequence[Sample]], length: int) -> dict[str, Any]:
         """One encoder's inputs, every distinct set of media once, and where its features go; empty without media."""
         import torch
 
         distinct: dict[tuple[bytes, ...], tuple[int, Sample]] = {}
-        slots, rows, total = [], [], 0
-        for row, sample in enumerate(samples):
+        slots, features, total = [], [], 0
+        for number, (sample, *_) in enumerate(rows):
             if encoder.media[0] not in sample.media:
                 continue
             places = np.flatnonzero(np.asarray(sample.prompt_ids) == self.hf[encoder.token])
-            key = tuple(np.ascontiguousarray(sample.media[name]).tobytes() for name in encoder.media)
-            first, _ = distinct.setdefault(key, (total, sample))
+            first, _ = distinct.setdefault(_media_key(sample, encoder.media), (total, sample))
             total = max(total, first + len(places))
-            slots.append(places + row * length)
-            rows.append(np.arange(first, first + len(places)))
+            slots.append(places + number * length)
+            features.append(np.arange(first, first + len(places)))
         if not slots:
             return {}
         unique = [sample for _, sample in distinct.values()]
@@ -136,8 +153,57 @@ class Batcher:
                 for name in encoder.media
             },
             "slots": torch.from_numpy(np.concatenate(slots)).to(self.device),
-            "rows": torch.from_numpy(np.concatenate(rows)).to(self.device),
+            "rows": torch.from_numpy(np.concatenate(features)).to(self.device),
         }
+
+
+def make_packs(samples: Sequence[Sample], numbers: Sequence[int], size: int) -> list[Pack]:
+    """The samples by shared prompt, at most ``size`` together, shortest rows first.
+
+    Samples stay apart where one row would cost more attention (its length squared) than rows of their own.
+    """
+    by_prompt: dict[Any, Pack] = {}
+    for number in numbers:
+        sample = samples[number]
+        key = (tuple(sample.prompt_ids), _media_key(sample, sorted(sample.media)))
+        by_prompt.setdefault(key, []).append(number)
+    packs: list[Pack] = []
+    for shared in by_prompt.values():
+        for start in range(0, len(shared), size):
+            pack = shared[start : start + size]
+            alone = sum(_row_length([samples[i]]) ** 2 for i in pack)
+            together = _row_length([samples[i] for i in pack]) ** 2
+            packs += [pack] if together <= alone else [[i] for i in pack]
+    return sorted(packs, key=lambda pack: _row_length([samples[i] for i in pack]))
+
+
+def fill(packs: Sequence[Pack], size: int) -> Iterator[list[Pack]]:
+    """Runs of packs with at most ``size`` samples together."""
+    run: list[Pack] = []
+    for pack in packs:
+        if run and sum(map(len, run)) + len(pack) > size:
+            yield run
+            run = []
+        run.append(pack)
+    yield run
+
+
+def _row_length(row: Sequence[Sample]) -> int:
+    return len(row[0].prompt_ids) + sum(len(sample.response_ids) for sample in row)
+
+
+def _predictors(row: Sequence[Sample]) -> Iterator[NDArray[np.int64]]:
+    """For each sample of a row, the places whose logits predict its response: the prompt's end, then its own tokens."""
+    start = len(row[0].prompt_ids)
+    for sample in row:
+        places = np.arange(start - 1, start - 1 + len(sample.response_ids))
+        places[:1] = len(row[0].prompt_ids) - 1
+        yield places
+        start += len(sample.response_ids)
+
+
+def _media_key(sample: Sample, names: Sequence[str]) -> tuple[bytes, ...]:
+    return tuple(np.ascontiguousarray(sample.media[name]).tobytes() for name in names)
 
 
 def check_sample(sample: Sample, encoders: Mapping[str, Encoder]) -> None:

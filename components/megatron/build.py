@@ -33,7 +33,7 @@ class Built:
 def build_model(spec: Mapping[str, Any], config: ModelConfig) -> Built:
     """Call the spec's target with (config, vp_stage) and build what it answers.
 
-    A ModuleSpec or TransformerBlockSubmodules becomes a GPTModel of such layers; a ModelProvider builds the model itself.
+    A ModuleSpec or TransformerBlockSubmodules becomes a GPTModel of such layers; a ModelProvider builds it all itself.
     Raises ComponentError for any other answer.
     """
     answer = instantiate(spec, config=config, vp_stage=None)
@@ -49,8 +49,8 @@ def _check_provider(spec: Mapping[str, Any], answer: object) -> None:
     wanted = ("pre_process", "post_process", "vp_stage")
     if not isinstance(answer, ModelProvider) or inspect.isclass(answer):
         raise ComponentError(
-            f"model.spec={spec['_target_']} returned {answer!r}; it must return a ModuleSpec, TransformerBlockSubmodules or "
-            f"a ModelProvider: an object with `encoders`, callable with {', '.join(wanted)}"
+            f"model.spec={spec['_target_']} returned {answer!r}; it must return a ModuleSpec, block submodules "
+            f"or a ModelProvider: an object with `encoders`, callable with {', '.join(wanted)}"
         )
     try:
         inspect.signature(answer).bind(**dict.fromkeys(wanted))

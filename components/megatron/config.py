@@ -16,7 +16,7 @@ from slime_launch.errors import ComponentError
 
 
 @dataclass
-class ModelConfig(TransformerConfig):
+class ModelConfig(TransformerConfig):  # type: ignore[misc]
     """A TransformerConfig that also carries what a spec may want of the checkpoint.
 
     hf: config.json. gpt: GPTModel's keywords, without config and layer spec; ``vocab_size`` is padded for the ranks.
@@ -36,15 +36,15 @@ def model_config(
     family.check(hf)
     known = {entry.name for entry in fields(TransformerConfig)}
     if unknown := sorted(set(overrides) - known):
-        raise ComponentError(f"trainer.transformer: {unknown} are no fields of Megatron's TransformerConfig")
+        raise ComponentError(f"model.transformer: {unknown} are no fields of Megatron's TransformerConfig")
     merged: dict[str, Any] = {
         "tensor_model_parallel_size": tp,
         "pipeline_model_parallel_size": pp,
         "pipeline_dtype": torch.float32,
         "params_dtype": torch.float32,
         "variable_seq_lengths": pp > 1,
-        # Every weight comes from the checkpoint.
-        "perform_initialization": False,
+        # Not used by a dense model, yet Megatron checks it against the line above.
+        "moe_token_dispatcher_type": "alltoall",
         # The loss is a sum over tokens; Megatron divides its gradient by the tokens of the whole step.
         "calculate_per_token_loss": True,
         **platform.overrides,
@@ -61,10 +61,10 @@ def model_config(
     try:
         return ModelConfig(**merged, hf=hf, gpt=gpt)
     except (AssertionError, ValueError, TypeError) as error:
-        raise ComponentError(f"trainer.transformer: Megatron refuses the config: {error}") from error
+        raise ComponentError(f"model.transformer: Megatron refuses the config: {error}") from error
 
 
 def _refuse(merged: Mapping[str, Any], platform: Platform) -> None:
     wrong = [f"{name}={merged[name]}: {why}" for name, why in platform.refused.items() if merged.get(name)]
     if wrong:
-        raise ComponentError(f"trainer.transformer on {platform.device}: {'; '.join(wrong)}; take these out")
+        raise ComponentError(f"model.transformer on {platform.device}: {'; '.join(wrong)}; take these out")

@@ -14,7 +14,7 @@ from typing import Any
 
 from slime_launch.errors import ComponentError
 
-FACTORIES = ("arange", "empty", "full", "ones", "rand", "randn", "tensor", "zeros")
+FACTORIES = ("empty", "ones", "tensor", "zeros")
 
 
 def install() -> None:
@@ -37,6 +37,8 @@ def install() -> None:
 
 
 def _bridge_torch(torch: Any) -> None:
+    from torch.utils._device import _device_constructors
+
     cpu = torch.device("cpu")
 
     def current_device() -> Any:
@@ -49,6 +51,8 @@ def _bridge_torch(torch: Any) -> None:
     torch.cuda.set_device = lambda *args, **kwargs: None
     torch.Tensor.cuda = lambda self, *args, **kwargs: self
     torch.nn.Module.cuda = lambda self, *args, **kwargs: self
+    # Filled with torch's own functions first, so that `with torch.device(...)` still reaches through the wrappers.
+    _device_constructors()
     for name in FACTORIES:
         setattr(torch, name, _on_cpu(getattr(torch, name), cpu))
 

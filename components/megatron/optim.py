@@ -20,8 +20,8 @@ SCHEDULES = ("constant", "linear", "cosine")
 class Optimizer:
     """AdamW with clipped gradients and a schedule over ``updates`` updates.
 
-    optim: lr, min_lr, warmup_steps (updates), weight_decay (matrices only), beta1, beta2, eps, clip_grad (norm, 0: off),
-    schedule (constant, linear or cosine: from lr to min_lr after the warm-up).
+    optim: lr, min_lr, warmup_steps (updates), weight_decay (matrices only), beta1, beta2, eps, clip_grad (norm; 0 turns
+    it off), schedule (constant, linear or cosine: from lr to min_lr after the warm-up).
     """
 
     def __init__(self, model: Any, optim: Mapping[str, Any], updates: int) -> None:

@@ -37,8 +37,9 @@ def join_world(platform: Platform, rendezvous: str, rank: int, size: int, tp: in
         store = _store(rendezvous, rank, size, timeout)
         dist.init_process_group(platform.backend, store=store, rank=rank, world_size=size, timeout=timeout)
     except dist.DistError as error:
+        first = str(error).splitlines()[0]
         raise DeadlineError(
-            f"trainer rank {rank}: waited {timeout_s:g} s for {size} ranks at {rendezvous}: {error}"
+            f"trainer rank {rank}: waited {timeout_s:g} s for {size} ranks at {rendezvous}: {first}"
         ) from error
     parallel_state.initialize_model_parallel(
         tp, pp, create_gloo_process_groups=False, distributed_timeout_minutes=ceil(timeout_s / 60)

@@ -7,7 +7,6 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -67,7 +66,7 @@ class Stepper:
     temperature: float
 
     def logprobs(self, batches: Sequence[MicroBatch]) -> Report:
-        """Forward only: fill each micro-batch's ``old_BR``."""
+        """Forward only: fill each micro-batch's ``old_NR``."""
         self.model.eval()
         try:
             return self._run(batches, self._keep_old, forward_only=True)
@@ -75,7 +74,7 @@ class Stepper:
             self.model.train()
 
     def gradients(self, batches: Sequence[MicroBatch]) -> Report:
-        """Forward and backward; afterwards the gradient is that of the mean loss over all counted tokens of all ranks."""
+        """Forward and backward; leaves the gradient of the mean loss over the counted tokens of all ranks."""
         return self._run(batches, self._loss, forward_only=False)
 
     def _run(self, batches: Sequence[MicroBatch], loss: Callable[..., Any], forward_only: bool) -> Report:
@@ -99,27 +98,26 @@ class Stepper:
         return model(**batch.inputs), partial(loss, batch)
 
     def _measure(self, batch: MicroBatch, logits_BSV: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(Logprobs [B, R] with gradient, sums over the counted tokens)."""
-        rows = torch.arange(len(batch.rows_BR), device=batch.rows_BR.device).unsqueeze(1)
-        logits_BRV = logits_BSV[rows, batch.rows_BR] / self.temperature
-        logprobs_BR, entropy_BR = token_logprobs(logits_BRV, batch.targets_BR, self.vocab)
-        gap_BR = (logprobs_BR.detach() - batch.engine_BR).abs() * batch.mask_BR
-        return logprobs_BR, {
-            ENTROPY: (entropy_BR * batch.mask_BR).sum(),
-            GAP: gap_BR.sum(),
-            GAP_MAX: gap_BR.max(),
-            TOKENS: batch.mask_BR.sum(),
+        """(Logprobs [N, R] with gradient, sums over the counted tokens)."""
+        logits_NRV = logits_BSV.flatten(0, 1)[batch.slots_NR] / self.temperature
+        logprobs_NR, entropy_NR = token_logprobs(logits_NRV, batch.targets_NR, self.vocab)
+        gap_NR = (logprobs_NR.detach() - batch.engine_NR).abs() * batch.mask_NR
+        return logprobs_NR, {
+            ENTROPY: (entropy_NR * batch.mask_NR).sum(),
+            GAP: gap_NR.sum(),
+            GAP_MAX: gap_NR.max(),
+            TOKENS: batch.mask_NR.sum(),
         }
 
     def _keep_old(self, batch: MicroBatch, logits_BSV: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        logprobs_BR, sums = self._measure(batch, logits_BSV)
-        batch.old_BR = logprobs_BR.detach()
-        return logprobs_BR.sum(), sums[TOKENS].int(), sums
+        logprobs_NR, sums = self._measure(batch, logits_BSV)
+        batch.old_NR = logprobs_NR.detach()
+        return logprobs_NR.sum(), sums[TOKENS].int(), sums
 
     def _loss(self, batch: MicroBatch, logits_BSV: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        logprobs_BR, sums = self._measure(batch, logits_BSV)
-        old_BR = logprobs_BR.detach() if batch.old_BR is None else batch.old_BR
-        loss_BR, per_token = self.algorithm.loss(logprobs_BR, old_BR, batch.advantages_B, batch.mask_BR)
-        loss = (loss_BR * batch.mask_BR).sum()
-        sums |= {name: (value_BR * batch.mask_BR).sum() for name, value_BR in per_token.items()}
+        logprobs_NR, sums = self._measure(batch, logits_BSV)
+        old_NR = logprobs_NR.detach() if batch.old_NR is None else batch.old_NR
+        loss_NR, per_token = self.algorithm.loss(logprobs_NR, old_NR, batch.advantages_N, batch.mask_NR)
+        loss = (loss_NR * batch.mask_NR).sum()
+        sums |= {name: (value_NR * batch.mask_NR).sum() for name, value_NR in per_token.items()}
         return loss, sums[TOKENS].int(), sums | {LOSS: loss.detach()}

@@ -83,7 +83,7 @@ class MegatronTrainer:
         self.spec = spec
         self.algorithm = algorithm
         self.optim = optim
-        self.updates = num_steps * num_minibatches
+        self.updates = max(1, num_steps * num_minibatches)
         self.rendezvous = rendezvous
         self.freeze = list(freeze)
         self.transformer = dict(transformer or {})
@@ -97,6 +97,7 @@ class MegatronTrainer:
         self.threads = threads
         self.max_logprob_gap = max_logprob_gap
         self.bucket_bytes = bucket_mb * 2**20
+        self._started = False
         self._parts: Parts | None = None
         self._sinks: list[WeightSink] = []
         self._failure: str | None = None
@@ -109,6 +110,7 @@ class MegatronTrainer:
         from components.megatron.setup import build_parts
 
         self._set_threads()
+        self._started = True
         self._parts = build_parts(self)
         if self.rank == 0:
             for sink in needs.get("weight_sink", ()):
@@ -190,10 +192,10 @@ class MegatronTrainer:
         """Leave the engines and the other ranks."""
         while self._sinks:
             self._sinks.pop().close()
-        if self._parts is not None:
+        if self._started:
             from components.megatron.parallel import leave_world
 
-            self._parts = None
+            self._parts, self._started = None, False
             leave_world()
 
     def _ready(self) -> Parts:
@@ -251,8 +253,9 @@ class MegatronTrainer:
         if not gap <= self.max_logprob_gap:
             raise self._fail(
                 LogprobGapError(
-                    f"step {step}: trainer and engine logprobs differ by {gap:.6g} on average (at most {report.gap_max:.6g}), "
-                    f"the bound is trainer.max_logprob_gap={self.max_logprob_gap:g}; the weights are untouched"
+                    f"step {step}: trainer and engine logprobs differ by {gap:.6g} on average (at most "
+                    f"{report.gap_max:.6g}), the bound is trainer.max_logprob_gap={self.max_logprob_gap:g}; the "
+                    "weights are untouched"
                 )
             )
 

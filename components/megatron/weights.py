@@ -111,7 +111,7 @@ class WeightMap:
                 shard = entry.layout.shard([checkpoint.get(name) for name in entry.hf], rank, size)
                 if shard.shape != target.shape:
                     raise ComponentError(
-                        f"{entry.hf}: the checkpoint's shape gives {tuple(shard.shape)} for {entry.name}, the model has "
+                        f"{entry.hf}: the checkpoint gives {tuple(shard.shape)} for {entry.name}, the model has "
                         f"{tuple(target.shape)}; config.json and the weights do not belong together"
                     )
                 target.copy_(shard)
@@ -121,7 +121,8 @@ class WeightMap:
         missing, extra = wanted - checkpoint.names, checkpoint.names - wanted - set(self.aliases)
         if missing or extra:
             raise ComponentError(
-                f"checkpoint {checkpoint.folder} does not fit the model: missing {sorted(missing)}, extra {sorted(extra)}"
+                f"checkpoint {checkpoint.folder} does not fit the model: missing {sorted(missing)}, extra "
+                f"{sorted(extra)}; config.json and the weights do not belong together"
             )
 
     def export(self, encoders: bool) -> Iterator[tuple[str, Tensor]]:
@@ -139,7 +140,7 @@ class WeightMap:
                 yield from zip(entry.hf, (part.float() for part in entry.layout.join(shards)), strict=True)
 
     def export_as(self, names: Set[str]) -> Iterator[tuple[str, Tensor]]:
-        """Collective. As ``export`` with the towers, under the names of a checkpoint: second names of tied tensors too."""
+        """Collective. As ``export`` with the towers; tied tensors also under the second name if it is in ``names``."""
         second = {twin: alias for alias, twin in self.aliases.items() if alias in names}
         for name, tensor in self.export(encoders=True):
             yield name, tensor
@@ -185,8 +186,8 @@ def check_owners(entries: Iterable[Entry]) -> None:
             other = owners.setdefault(hf, entry)
             if other is not entry:
                 raise ComponentError(
-                    f"{hf} is owned by pipeline stage {other.stage} ({other.name}) and by stage {entry.stage} ({entry.name}); "
-                    "declare one of them tied in the family's weights.py"
+                    f"{hf} is owned by pipeline stage {other.stage} ({other.name}) and by stage {entry.stage} "
+                    f"({entry.name}); declare one of them tied in the family's weights.py"
                 )
 
 

@@ -64,13 +64,20 @@ class ModelProvider(Protocol):
     ``encoders`` holds the towers by name; a built first stage keeps each under ``encoders.<name>``.
     """
 
-    encoders: Mapping[str, Encoder]
+    @property
+    def encoders(self) -> Mapping[str, Encoder]:
+        """The towers by name."""
 
     def __call__(self, pre_process: bool, post_process: bool, vp_stage: int | None) -> Any:
         """The MegatronModule of one pipeline stage, with or without embedding (pre) and output layer (post)."""
 
 
 Positions = Callable[[HFConfig, Sequence[int], Media], NDArray[np.int64]]
+
+
+def text_positions(hf: HFConfig, ids: Sequence[int], media: Media) -> NDArray[np.int64]:
+    """Rotary positions [3, S] of a model without media: one a token, the same on all three axes."""
+    return np.broadcast_to(np.arange(len(ids)), (3, len(ids)))
 
 
 @dataclass(frozen=True)
@@ -81,7 +88,8 @@ class Family:
     transformer: config.json -> TransformerConfig keywords.
     gpt: config.json -> GPTModel keywords, ``vocab_size`` unpadded.
     rules: config.json -> weight table of the decoder (encoders map name by name).
-    positions: (config.json, ids [S], media) -> multimodal rotary positions [3, S]; None where plain ones are right.
+    positions: (config.json, ids [S], media) -> rotary positions [3, S]. Decoders take them from the batch (Megatron's
+        "mrope"), so that samples may share a prompt within one row.
     encoders: the towers that its spec can build, by name.
     """
 
@@ -89,7 +97,7 @@ class Family:
     transformer: Callable[[HFConfig], dict[str, Any]]
     gpt: Callable[[HFConfig], dict[str, Any]]
     rules: Callable[[HFConfig], tuple[Rule, ...]]
-    positions: Positions | None = None
+    positions: Positions = text_positions
     encoders: Mapping[str, Encoder] = field(default_factory=dict)
 
     def check(self, hf: HFConfig) -> None:

@@ -1,7 +1,7 @@
 """How one Megatron tensor and its Hugging Face tensors map onto each other, under tensor parallelism, both ways.
 
-Each layout has ``shard``: the full Hugging Face tensors -> this rank's Megatron tensor, and ``join``: the Megatron tensors
-of all ranks, in rank order -> the full Hugging Face tensors. ``join`` after ``shard`` gives every value back bit for bit.
+Each layout has ``shard``: the full Hugging Face tensors -> this rank's Megatron tensor, and ``join``: the Megatron
+tensors of all ranks, in rank order -> the full Hugging Face tensors. ``join`` after ``shard`` gives back every bit.
 """
 
 from __future__ import annotations

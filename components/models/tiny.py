@@ -77,23 +77,17 @@ def build_tokenizer(
     )
 
 
-def cache_folder(args: Mapping[str, Any]) -> Path:
-    """Where the checkpoint made from ``args`` (of TinyCheckpoint, ``folder`` aside) is kept.
-
-    ``$XDG_CACHE_HOME/slime_launch/<family>-<hash>``; the hash covers the arguments, the sources of the targets they
-    name and the versions of the libraries. Pure and quick: imports no torch.
-    """
-    family = str(args["recipe"]["_target_"]).split(".")[-3]
-    root = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(root) / "slime_launch" / f"{family}-{_key(args)[:12]}"
+def cache_root() -> Path:
+    """The folder that checkpoints are kept in: ``$XDG_CACHE_HOME/slime_launch``, else ``~/.cache/slime_launch``."""
+    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "slime_launch"
 
 
 def _key(args: Mapping[str, Any]) -> str:
-    plain = {name: value for name, value in args.items() if name != "folder"}
-    digest = hashlib.sha256(json.dumps(plain, sort_keys=True).encode())
+    """Hash of what determines the weights: arguments, sources of what they name, versions of the libraries."""
+    digest = hashlib.sha256(json.dumps(args, sort_keys=True).encode())
     for library in LIBRARIES:
         digest.update(f"{library}={version(library)}\n".encode())
-    for file in _sources(plain):
+    for file in _sources(args):
         digest.update(file.read_bytes())
     return digest.hexdigest()
 
@@ -114,8 +108,9 @@ def _sources(args: Mapping[str, Any]) -> Iterator[Path]:
 class TinyCheckpoint:
     """Makes the checkpoint that a small run starts from, unless the cache has it already.
 
-    folder: where it goes; ``cache_folder`` of the other arguments names the usual place.
-    recipe, data, reward: ``_target_`` nodes of the family's Recipe, the DataSource and the Reward that scores it.
+    folder: where it goes. A checkpoint there that was made from other arguments, or is broken, is made again.
+    recipe, data, reward: ``_target_`` nodes of the family's Recipe, the DataSource (which also gets ``seed``) and the
+        Reward that scores it.
     lesson: see Lesson: the supervised steps stop when the sampled score is within its band.
     threads: torch threads; part of the cache's key, since sums depend on it.
     """
@@ -162,7 +157,7 @@ class TinyCheckpoint:
         """Nothing to give back."""
 
     def _refuse_foreign(self) -> None:
-        ours = self._folder.name == cache_folder(self._args).name or (self._folder / MANIFEST).is_file()
+        ours = self._folder.parent == cache_root() or (self._folder / MANIFEST).is_file()
         if self._folder.exists() and not ours:
             raise ComponentError(f"tiny checkpoint: {self._folder} is not one; name another folder or delete it")
 
@@ -184,7 +179,7 @@ class TinyCheckpoint:
         from transformers import AutoConfig, AutoProcessor
 
         recipe: Recipe = instantiate(self._recipe)
-        source: DataSource = instantiate(self._data)
+        source: DataSource = instantiate(self._data, seed=self._seed)
         reward: Reward = instantiate(self._reward)
         threads = torch.get_num_threads()
         torch.set_num_threads(self._threads)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import copy
 import io
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
@@ -22,6 +23,8 @@ if TYPE_CHECKING:
 Processor: TypeAlias = Any
 """What AutoProcessor gives: a processor with its tokenizer, or for text alone the tokenizer itself."""
 
+BANNED_MASS = 1e-7
+"""Probability of all banned tokens together that the warm start aims below."""
 GRAD_CLIP = 1.0
 MIN_LR_SHARE = 1 / 64
 
@@ -42,12 +45,12 @@ class Lesson:
     score_high: float = 0.46
     num_scored: int = 512
     num_prepared: int = 1500
-    check_every: int = 2
+    check_every: int = 4
     max_steps: int = 600
     batch_size: int = 32
     lr: float = 1e-3
     warmup_steps: int = 10
-    ban_weight: float = 10.0
+    ban_weight: float = 1.0
 
     def __post_init__(self) -> None:
         if not 0 < self.score_low < self.score_high <= 1:
@@ -151,7 +154,7 @@ def encode(processor: Processor, prompts: Sequence[Prompt]) -> dict[str, Tensor]
 
 
 def _loss(model: PreTrainedModel, processor: Processor, prompts: Sequence[Prompt], ban_weight: float) -> Tensor:
-    """Mean negative logprob of the completions' tokens, plus ``ban_weight`` times that of taking no banned token."""
+    """Mean negative logprob of the completions' tokens, plus ``ban_weight`` nats each nat above BANNED_MASS."""
     import torch
 
     inputs = encode(processor, prompts)
@@ -162,7 +165,7 @@ def _loss(model: PreTrainedModel, processor: Processor, prompts: Sequence[Prompt
     logprobs_BRV = torch.log_softmax(logits_BRV, dim=-1)
     loss_BR = -logprobs_BRV.gather(-1, answer_BR.unsqueeze(-1)).squeeze(-1)
     if banned := model.generation_config.suppress_tokens:
-        loss_BR = loss_BR - ban_weight * torch.log1p(-logprobs_BRV[..., banned].exp().sum(-1).clamp(max=1 - 1e-6))
+        loss_BR = loss_BR + ban_weight * torch.relu(logprobs_BRV[..., banned].logsumexp(-1) - math.log(BANNED_MASS))
     return (loss_BR * mask_BR).sum() / mask_BR.sum()
 
 
@@ -170,7 +173,7 @@ def _answers(processor: Processor, prompts: Sequence[Prompt]) -> tuple[Tensor, T
     """Completions with their end token, right-padded [B, R], and their mask [B, R]."""
     import torch
 
-    tokenizer = getattr(processor, "tokenizer", processor)
+    tokenizer: Any = getattr(processor, "tokenizer", processor)
     rows = [[*tokenizer(prompt.completion)["input_ids"], tokenizer.eos_token_id] for prompt in prompts]
     longest = max(map(len, rows))
     ids = [row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows]
@@ -197,7 +200,8 @@ class _Exam:
     def __init__(
         self, model: PreTrainedModel, processor: Processor, prompts: Sequence[Prompt], reward: Reward, lesson: Lesson
     ) -> None:
-        self._model, self._tokenizer = model, getattr(processor, "tokenizer", processor)
+        self._model = model
+        self._tokenizer: Any = getattr(processor, "tokenizer", processor)
         self._prompts, self._reward, self._lesson = prompts, reward, lesson
         self._inputs = encode(processor, prompts)
 

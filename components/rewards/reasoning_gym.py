@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import lru_cache
+from typing import Any
 
 from components.rewards.answer import ANSWER, compile_pattern, extract
 from slime_launch.errors import ComponentError
@@ -23,8 +25,6 @@ class ReasoningGymScore:
         return [self._score_one(sample) for sample in samples]
 
     def _score_one(self, sample: Sample) -> float:
-        from reasoning_gym import get_score_answer_fn
-
         facts = sample.prompt.metadata
         if "task" not in facts or "entry" not in facts:
             raise ComponentError(
@@ -32,4 +32,12 @@ class ReasoningGymScore:
                 "components.data.reasoning_gym.ReasoningGym, or components.rewards.exact.Exact with this source"
             )
         answer = extract(self._pattern, sample.response)
-        return 0.0 if answer is None else float(get_score_answer_fn(facts["task"])(answer, facts["entry"]))
+        return 0.0 if answer is None else float(_scorer(facts["task"])(answer, facts["entry"]))
+
+
+@lru_cache(maxsize=32)
+def _scorer(task: str) -> Callable[[str, dict[str, Any]], float]:
+    """The task's scorer; kept, since making one may read a whole word list."""
+    from reasoning_gym import get_score_answer_fn
+
+    return get_score_answer_fn(task)  # type: ignore[no-any-return]

@@ -43,12 +43,16 @@ class Client:
         """One sample. ``sampling`` is SGLang's sampling_params."""
         body: dict[str, Any] = {"sampling_params": sampling, "return_logprob": True}
         # images go with text: the engine expands the placeholders itself, and the lengths are compared below
-        body |= {"text": prompt.text, "image_data": prompt.image_data} if prompt.image_data else {"input_ids": prompt.ids}
+        body |= (
+            {"text": prompt.text, "image_data": prompt.image_data} if prompt.image_data else {"input_ids": prompt.ids}
+        )
         async with self._slots:
             try:
                 reply = await self._http.post("/generate", json=body)
             except httpx.TimeoutException:
-                raise ComponentError(f"no answer from the engine within {self._timeout_s:.0f} s; raise rollout.request_timeout_s or see its log") from None
+                raise ComponentError(
+                    f"no answer from the engine within {self._timeout_s:.0f} s; raise rollout.request_timeout_s or see its log"
+                ) from None
             except httpx.TransportError as error:
                 raise ComponentError(f"the router does not answer: {error!r}") from None
         if reply.status_code != 200:
@@ -64,7 +68,9 @@ def _parse(answer: dict[str, Any], prompt: Rendered) -> Generation:
     meta = answer["meta_info"]
     counted = meta["prompt_tokens"]
     if counted != len(prompt.ids):
-        raise ComponentError(f"the engine counts {counted} prompt tokens and the trainer {len(prompt.ids)}: tokenizer or image processor differ; prompt {prompt.text!r}")
+        raise ComponentError(
+            f"the engine counts {counted} prompt tokens and the trainer {len(prompt.ids)}: tokenizer or image processor differ; prompt {prompt.text!r}"
+        )
     pairs = meta["output_token_logprobs"]
     if len(pairs) != meta["completion_tokens"]:
         raise ComponentError(f"the engine made {meta['completion_tokens']} tokens and sent {len(pairs)} logprobs")

@@ -52,7 +52,8 @@ class RolloutWorker:
         self._data: DataSource = instantiate(self._data_node, seed=self._seed)
         self._reward: Reward = instantiate(self._reward_node)
         self._eval_sets = {
-            name: [(prompt, self._renderer.render(prompt)) for prompt in prompts] for name, prompts in self._data.eval_sets().items()
+            name: [(prompt, self._renderer.render(prompt)) for prompt in prompts]
+            for name, prompts in self._data.eval_sets().items()
         }
         endpoint = needs["router_url"][0]
         self._client = self._runner.run(_connect(endpoint, self._max_concurrency, self._request_timeout_s))
@@ -91,7 +92,9 @@ class RolloutWorker:
             self._client = None
             self._runner.close()
 
-    async def _sample(self, prompts: Sequence[tuple[Prompt, Rendered]], count: int, sampling: dict[str, Any]) -> list[Sample]:
+    async def _sample(
+        self, prompts: Sequence[tuple[Prompt, Rendered]], count: int, sampling: dict[str, Any]
+    ) -> list[Sample]:
         """``count`` samples of each prompt; the first error ends the round and cancels the other requests."""
         if self._client is None:
             raise ComponentError("the rollout has not started")
@@ -102,7 +105,10 @@ class RolloutWorker:
                 for index in range(count):
                     task = group.create_task(client.generate(rendered, sampling))
                     jobs.append((number, index, prompt, rendered, task))
-        return [self._to_sample(number, index, prompt, rendered, task.result()) for number, index, prompt, rendered, task in jobs]
+        return [
+            self._to_sample(number, index, prompt, rendered, task.result())
+            for number, index, prompt, rendered, task in jobs
+        ]
 
     def _to_sample(self, group: int, index: int, prompt: Prompt, rendered: Rendered, made: Generation) -> Sample:
         return Sample(

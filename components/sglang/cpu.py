@@ -12,7 +12,7 @@ if TYPE_CHECKING:
 CPU_ENV = {
     "SGLANG_USE_CPU_ENGINE": "1",
     "CUDA_VISIBLE_DEVICES": "",
-    "SLIME_LAUNCH_SKIP_IMPORTS": "flashinfer,scipy,sklearn",
+    "SLIME_LAUNCH_SKIP_IMPORTS": "flashinfer,megatron,scipy,sklearn",
 }
 KERNELS = Path(__file__).resolve().parent / "kernels"
 DECODE_TARGET = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend._run_sdpa_forward_decode"

@@ -10,15 +10,15 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from components.sglang import cpu, epd
+from components.sglang import cpu, epd, sockets
 
 KIND_ENV = "SLIME_LAUNCH_SERVER_KIND"
-TOKENIZER, SCHEDULER, OTHER = "tokenizer", "scheduler", "other"
+ENCODER, TOKENIZER, SCHEDULER, OTHER = "encoder", "tokenizer", "scheduler", "other"
 
 
 @dataclass(frozen=True)
 class Hook:
-    """One change to SGLang: where, what, how (a HookType name), in which processes of an engine, on which devices."""
+    """One change to SGLang: where, what, how (a HookType name), in which processes, on which devices."""
 
     target: str
     change: Callable[..., Any]
@@ -31,6 +31,7 @@ HOOKS = (
     Hook(epd.POSITIONS_TARGET, epd.add_positions, "AFTER", (TOKENIZER, SCHEDULER)),
     Hook(epd.TOKENIZER_TARGET, epd.refuse_local_encoding, "AFTER", (TOKENIZER,)),
     Hook(epd.TOWER_TARGET, epd.disable_local_tower, "AFTER", (SCHEDULER,)),
+    Hook(sockets.STORE_TARGET, sockets.create_bound_store, "AROUND", (SCHEDULER, ENCODER)),
     Hook(cpu.DECODE_TARGET, cpu.batched_decode, "AROUND", (SCHEDULER,), cpu_only=True),
 )
 
@@ -43,17 +44,24 @@ def register() -> None:
     from sglang.srt.arg_groups.resolution_hooks import register_resolution_hook
     from sglang.srt.plugins.hook_registry import HookRegistry, HookType
 
-    here, on_cpu = _process(), os.environ.get("SGLANG_USE_CPU_ENGINE") == "1"
+    here, on_cpu = _process(kind), os.environ.get("SGLANG_USE_CPU_ENGINE") == "1"
     if on_cpu:
         import sgl_kernel  # noqa: F401  (before any model file looks up its operators)
 
     register_resolution_hook("handle_encoder_disaggregation")(epd.allow_architectures)
-    if kind == "encoder":
-        return
     for hook in HOOKS:
         if here in hook.where and (on_cpu or not hook.cpu_only):
             _require(hook.target)
             HookRegistry.register(hook.target, hook.change, HookType[hook.how])
+
+
+def _process(kind: str) -> str:
+    """What this process of a server does. A hook imports its target, so no process gets one that it has no use for."""
+    if kind == ENCODER:
+        return ENCODER
+    if multiprocessing.parent_process() is None:
+        return TOKENIZER
+    return SCHEDULER if "sglang.srt.managers.scheduler" in sys.modules else OTHER
 
 
 def _require(target: str) -> None:
@@ -62,10 +70,3 @@ def _require(target: str) -> None:
         pkgutil.resolve_name(target)
     except (ImportError, AttributeError) as error:
         raise SystemExit(f"slime-launch cannot extend {target}: {error!r}; it is written for sglang 0.5.23") from error
-
-
-def _process() -> str:
-    """What this process of an engine does. A hook imports its target, so no process gets one that it has no use for."""
-    if multiprocessing.parent_process() is None:
-        return TOKENIZER
-    return SCHEDULER if "sglang.srt.managers.scheduler" in sys.modules else OTHER

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 import httpx
 
+from components.sglang.sockets import host_store
 from slime_launch.errors import ComponentError, DeadlineError
 
 if TYPE_CHECKING:
@@ -122,20 +123,18 @@ class EngineSink:
     def _join(self) -> ProcessGroup:
         """Rank 0's half of SGLang's ``init_custom_process_group``, whose module takes ten seconds to import.
 
-        The same two torch calls with the same names, so that both sides meet in the same store.
+        The same names in the same kind of store, so that both sides meet.
         """
-        from torch.distributed import PrefixStore, rendezvous
+        from torch.distributed import PrefixStore
         from torch.distributed.distributed_c10d import Backend, _new_process_group_helper, _world
 
         host, port = self._address
         limit = timedelta(seconds=self._timeout_s)
-        store, rank, world = next(rendezvous(f"tcp://{host}:{port}", 0, self._world, timeout=limit))
-        store.set_timeout(limit)
-        prefixed = PrefixStore(self._name, store)
+        store = PrefixStore(self._name, host_store(host, port, self._world, limit))
         group, _ = _new_process_group_helper(
-            world, rank, [], Backend(self._backend), prefixed, group_name=self._name, timeout=limit
+            self._world, 0, [], Backend(self._backend), store, group_name=self._name, timeout=limit
         )
-        _world.pg_group_ranks[group] = {member: member for member in range(world)}
+        _world.pg_group_ranks[group] = {member: member for member in range(self._world)}
         joined: ProcessGroup = group
         return joined
 

@@ -14,6 +14,19 @@ from slime_launch.schema.run import (
 from slime_launch.schema.trainer import OptimConfig, ParallelConfig, TrainerConfig
 
 __all__ = [
-    "AlgorithmConfig", "ClusterConfig", "Config", "DriverConfig", "EngineGroup", "Layered", "ModelConfig", "OptimConfig",
-    "ParallelConfig", "PlanConfig", "RewardConfig", "RolloutConfig", "TopologyConfig", "TrackingConfig", "TrainerConfig",
+    "AlgorithmConfig",
+    "ClusterConfig",
+    "Config",
+    "DriverConfig",
+    "EngineGroup",
+    "Layered",
+    "ModelConfig",
+    "OptimConfig",
+    "ParallelConfig",
+    "PlanConfig",
+    "RewardConfig",
+    "RolloutConfig",
+    "TopologyConfig",
+    "TrackingConfig",
+    "TrainerConfig",
 ]

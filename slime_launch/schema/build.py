@@ -72,8 +72,16 @@ def _leaf(annotation: Any, value: Any, key: str, default: Any) -> tuple[Any, lis
     except msgspec.ValidationError as error:
         literal = _bare(annotation)
         match = _EXPECTED.search(str(error))
-        if type(None) not in get_args(literal) and get_args(literal) and all(isinstance(a, str) for a in get_args(literal)):
-            mend = nearest(str(value), get_args(literal)) if isinstance(value, str) else f"choose one of {get_args(literal)}"
+        if (
+            type(None) not in get_args(literal)
+            and get_args(literal)
+            and all(isinstance(a, str) for a in get_args(literal))
+        ):
+            mend = (
+                nearest(str(value), get_args(literal))
+                if isinstance(value, str)
+                else f"choose one of {get_args(literal)}"
+            )
         elif match:
             mend = f"give {match[1].replace(' | null', ' or null')}{match[2] or ''}"
         else:
@@ -88,11 +96,20 @@ def build(cls: type, data: Any, key: str = "") -> tuple[Any, list[Problem]]:
     Returns (object, []) or (None, problems): unknown keys with the nearest right one, wrong types and ranges, all of them.
     """
     if not isinstance(data, dict):
-        return None, [Problem(key, data, "expected a group of keys", f"set its keys one by one, e.g. {key}.{next(iter(field_types(cls)))}=...")]
+        return None, [
+            Problem(
+                key,
+                data,
+                "expected a group of keys",
+                f"set its keys one by one, e.g. {key}.{next(iter(field_types(cls)))}=...",
+            )
+        ]
     types = field_types(cls)
     prefix = f"{key}." if key else ""
     problems = [
-        Problem(f"{prefix}{name}", value, "unknown key", nearest(f"{prefix}{name}", [f"{prefix}{known}" for known in types]))
+        Problem(
+            f"{prefix}{name}", value, "unknown key", nearest(f"{prefix}{name}", [f"{prefix}{known}" for known in types])
+        )
         for name, value in data.items()
         if name not in types
     ]

@@ -22,7 +22,7 @@ class ModelConfig:
     encoders: Annotated[dict[str, str], about("Encoders by name, with the prefix of their parameters.")] = field(
         default_factory=dict
     )
-    transformer: Annotated[dict[str, Any], about("Megatron TransformerConfig fields set on top of the family's.")] = field(
-        default_factory=dict
+    transformer: Annotated[dict[str, Any], about("Megatron TransformerConfig fields set on top of the family's.")] = (
+        field(default_factory=dict)
     )
     tiny: Annotated[Node, about("The component that makes the stand-in checkpoint.")] = field(default_factory=dict)

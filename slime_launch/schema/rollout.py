@@ -46,7 +46,7 @@ class RolloutConfig:
     """How samples are generated, and by which servers."""
 
     worker: Annotated[Node, about("The rollout component.")] = field(default_factory=dict)
-    server: Annotated[str, about("The component that hosts every server kind.")] = "components.sglang.server.Server"
+    server: Annotated[Node, about("The component that hosts every server kind.")] = field(default_factory=dict)
     topology: Annotated[TopologyConfig, about("The servers.")] = field(default_factory=TopologyConfig)
     num_prompts: Annotated[Count, about("Prompts a step.")] = 16
     group_size: Annotated[Count, about("Samples a prompt.")] = 8
@@ -56,9 +56,13 @@ class RolloutConfig:
     eval_samples: Annotated[Count, about("Samples a prompt in evaluation.")] = 4
     request_timeout_s: Annotated[Seconds, about("Longest wait for one generation.", "s")] = 120.0
     max_concurrency: Annotated[Count, about("Requests in flight for each regular engine.")] = 128
-    server_args: Annotated[Layered, about("SGLang ServerArgs fields by where they apply.")] = field(default_factory=Layered)
+    server_args: Annotated[Layered, about("SGLang ServerArgs fields by where they apply.")] = field(
+        default_factory=Layered
+    )
     router_args: Annotated[dict[str, Any], about("sglang-router arguments.")] = field(default_factory=dict)
-    server_env: Annotated[Layered, about("Environment of the servers by where it applies.")] = field(default_factory=Layered)
+    server_env: Annotated[Layered, about("Environment of the servers by where it applies.")] = field(
+        default_factory=Layered
+    )
     server_threads: Annotated[Natural, about("CPU threads of each server.")] = 1
     epd_architectures: Annotated[
         list[str], about("Architectures we add to those SGLang accepts for encoder-prefill-decode.")

@@ -25,7 +25,7 @@ class AlgorithmConfig:
 class RewardConfig:
     """How samples are scored."""
 
-    mix: Annotated[str, about("The component that combines the parts.")] = "components.rewards.mix.Mix"
+    mix: Annotated[Node, about("The component that combines the parts.")] = field(default_factory=dict)
     parts: Annotated[dict[str, Node], about("Rewards by name, each with its weight.")] = field(default_factory=dict)
     score: Annotated[str | None, about("The part that evaluation reports; null reports the mixed reward.")] = None
 
@@ -34,7 +34,7 @@ class RewardConfig:
 class DriverConfig:
     """The training loop."""
 
-    loop: Annotated[str, about("The function that drives the loop.")] = "slime_launch.driver.train"
+    loop: Annotated[Node, about("The function that drives the loop.")] = field(default_factory=dict)
     eval_interval: Annotated[Natural, about("Steps between evaluations; 0: only before and after.", "steps")] = 20
 
 
@@ -42,7 +42,9 @@ class DriverConfig:
 class ClusterConfig:
     """The machine."""
 
-    device: Annotated[Literal["auto", "cpu", "cuda"], about("Where to run; auto takes CUDA where there is a GPU.")] = "auto"
+    device: Annotated[Literal["auto", "cpu", "cuda"], about("Where to run; auto takes CUDA where there is a GPU.")] = (
+        "auto"
+    )
     base_port: Annotated[Natural, about("First port of the run's block; 0 takes a free block.")] = 0
     start_timeout_s: Annotated[Seconds, about("Longest wait for one actor to start.", "s")] = 300.0
     object_store_mb: Annotated[Natural, about("Ray's object store.", "MB")] = 256

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from slime_launch.schema.fields import Count, Fraction, Natural, NonNegative, Positive, Seconds, about
+from slime_launch.schema.fields import Count, Fraction, Natural, Node, NonNegative, Positive, Seconds, about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,11 +36,13 @@ class ParallelConfig:
 class TrainerConfig:
     """How Megatron-Core trains."""
 
-    worker: Annotated[str, about("The trainer component, one actor a rank.")] = "components.megatron.trainer.MegatronTrainer"
+    worker: Annotated[Node, about("The trainer component, one actor a rank.")] = field(default_factory=dict)
     num_steps: Annotated[Natural, about("GRPO steps; 0 only evaluates.", "steps")] = 100
     micro_batch_size: Annotated[Count, about("Sequences of one forward and backward.")] = 64
     num_minibatches: Annotated[Count, about("Optimizer steps a rollout.")] = 1
-    max_logprob_gap: Annotated[Positive, about("Mean |trainer - engine| logprob above which the run ends.", "nat")] = 1e-3
+    max_logprob_gap: Annotated[Positive, about("Mean |trainer - engine| logprob above which the run ends.", "nat")] = (
+        1e-3
+    )
     bucket_mb: Annotated[Positive, about("Weights sent at once.", "MB")] = 64.0
     threads: Annotated[Count, about("CPU threads of each rank.")] = 1
     gpus_per_rank: Annotated[NonNegative, about("GPUs of each rank on CUDA; a fraction shares one.", "GPU")] = 1.0

@@ -27,7 +27,7 @@ def transformer(hf: HFConfig) -> dict[str, Any]:
     rotary_dim = int(head_dim * text["rope_parameters"].get("partial_rotary_factor", 1.0))
     if not sections or 2 * sum(sections) != rotary_dim:
         raise ComponentError(
-            f"config.json: rope_parameters.mrope_section={sections} must add up to half of the {rotary_dim} rotary channels"
+            f"config.json: rope_parameters.mrope_section={sections} must add up to half of {rotary_dim} rotary channels"
         )
     return dense_transformer(text) | {
         "add_qkv_bias": True,
@@ -53,7 +53,7 @@ def vision_tower(hf: HFConfig) -> Module:
 
 
 def encode_images(tower: Module, media: Mapping[str, Tensor]) -> Tensor:
-    """Image features [image tokens, hidden] from ``pixel_values`` [patches, features], ``image_grid_thw`` [images, 3]."""
+    """Features [image tokens, hidden] from ``pixel_values`` [patches, features] and ``image_grid_thw`` [images, 3]."""
     features: Tensor = tower(media["pixel_values"], grid_thw=media["image_grid_thw"]).pooler_output
     return features
 

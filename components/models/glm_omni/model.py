@@ -21,7 +21,7 @@ from components.models.base import Encoder
 from slime_launch.errors import ComponentError
 
 
-class PostNormAdd(torch.nn.Module):
+class PostNormAdd(torch.nn.Module):  # type: ignore[misc]
     """GLM's norm after a block, in the place of Megatron's bias-dropout-add: residual + norm(output + bias)."""
 
     def __init__(self, config: TransformerConfig) -> None:
@@ -49,7 +49,7 @@ def omni_layer_spec(config: TransformerConfig) -> ModuleSpec:
     return spec
 
 
-class InterleavedMultimodalRotary(MultimodalRotaryEmbedding):
+class InterleavedMultimodalRotary(MultimodalRotaryEmbedding):  # type: ignore[misc]
     """Multimodal rotary angles for interleaved channel pairs, as GLM rotates them.
 
     Megatron-Core 0.16.1 reshapes interleaved angles by the wrong axis and cuts sections before interleaving.
@@ -64,19 +64,19 @@ class InterleavedMultimodalRotary(MultimodalRotaryEmbedding):
         return angles_BSC.repeat_interleave(2, dim=-1).transpose(0, 1).unsqueeze(2).contiguous()
 
 
-class OmniModel(GPTModel):
+class OmniModel(GPTModel):  # type: ignore[misc]
     """A GPT decoder with frozen towers; parameter names are GPTModel's, the towers' under ``encoders.<name>``."""
 
     def __init__(self, encoders: Mapping[str, Encoder], **gpt: Any) -> None:
         super().__init__(**gpt)
         self.encoder_kinds = dict(encoders)
-        rotary = self.rotary_pos_emb
-        self.rotary_pos_emb = InterleavedMultimodalRotary(
+        cp_group = self.rotary_pos_emb.cp_group
+        self.rotary_pos_emb: Any = InterleavedMultimodalRotary(
             self.config.kv_channels,
             self.rotary_percent,
             rotary_interleaved=True,
             rotary_base=self.rotary_base,
-            cp_group=rotary.cp_group,
+            cp_group=cp_group,
         )
         if self.pre_process:
             towers = {name: encoder.tower(self.config.hf) for name, encoder in encoders.items()}
@@ -107,12 +107,12 @@ class OmniModel(GPTModel):
             flat = flat.index_copy(0, part["slots"], features[part["rows"]].to(flat.dtype))
         return flat.unflatten(0, input_ids_BS.shape).transpose(0, 1).contiguous()
 
-    @torch.no_grad()
     def _features(self, name: str, inputs: Mapping[str, Tensor], wanted: int) -> Tensor:
-        features = self.encoder_kinds[name].encode(self.encoders[name], inputs)
+        with torch.no_grad():
+            features = self.encoder_kinds[name].encode(self.encoders[name], inputs)
         if len(features) != wanted:
             raise ComponentError(
-                f"{name}: the media give {len(features)} features for {wanted} placeholders; prompt_ids and media must come "
-                "from the same processor call"
+                f"{name}: the media give {len(features)} features for {wanted} placeholders; prompt_ids and media must "
+                "come from the same processor call"
             )
         return features

@@ -30,8 +30,8 @@ def positions(hf: HFConfig, ids: Sequence[int], media: Media) -> NDArray[np.int6
         start = int(placeholders[0]) if len(placeholders) else len(ids)
         if not np.array_equal(placeholders[:tokens], np.arange(start, start + tokens)):
             raise ComponentError(
-                f"an image of {tokens} tokens finds {len(placeholders)} placeholders left at or after token {start}, not in "
-                "one run; prompt_ids must be the processor's, placeholders expanded"
+                f"{tokens} image tokens find {len(placeholders)} placeholders from token {start} on, not in one run; "
+                "prompt_ids must be the processor's, placeholders expanded"
             )
         parts += [_text(position, start - done), _grid(position + start - done, time, height, width)]
         position += start - done + max(height, width)

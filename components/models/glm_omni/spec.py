@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING
 
 from components.models.base import Encoder, ModelProvider
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
 class OmniProvider:
     """Builds one pipeline stage of the model; ``encoders`` are the towers on its first stage, by name."""
 
-    def __init__(self, config: TransformerConfig, encoders: dict[str, Encoder]) -> None:
+    def __init__(self, config: TransformerConfig, encoders: Mapping[str, Encoder]) -> None:
         self.config = config
         self.encoders = encoders
 
@@ -36,9 +37,7 @@ class OmniProvider:
         )
 
 
-def layer_spec(
-    config: TransformerConfig, vp_stage: int | None, encoders: tuple[str, ...] = ("vision",)
-) -> ModelProvider:
+def layer_spec(config: TransformerConfig, vp_stage: int | None, encoders: Sequence[str] = ("vision",)) -> ModelProvider:
     """The model provider; ``encoders`` names the towers to build.
 
     ``config`` carries config.json as ``config.hf`` and GPTModel's keywords as ``config.gpt``.

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
 from slime_launch.types import Prompt, Sample, Status
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -78,7 +79,9 @@ def make_sample(
     )
 
 
-def image_prompt(rng: np.random.Generator, grids: list[tuple[int, int, int]], text: int) -> tuple[list[int], dict[str, Any]]:
+def image_prompt(
+    rng: np.random.Generator, grids: list[tuple[int, int, int]], text: int
+) -> tuple[list[int], dict[str, Any]]:
     """Ids and media of a prompt with images of the given patch grids between runs of ``text`` tokens."""
     ids = rng.integers(16, 112, text).tolist()
     for time, height, width in grids:
@@ -89,13 +92,13 @@ def image_prompt(rng: np.random.Generator, grids: list[tuple[int, int, int]], te
 
 
 def random_samples(family: str, groups: int = 2, size: int = 4, seed: int = 0) -> list[Sample]:
-    """Groups of samples of unequal lengths, some tokens masked; with an image a prompt for GLM-Omni."""
+    """Groups of unequal lengths, the first with too short a prompt to share; masks; images for GLM-Omni."""
     rng = np.random.default_rng(seed)
     samples = []
     for group in range(groups):
-        prompt, media = rng.integers(16, 112, 5 + 3 * group).tolist(), {}
+        prompt, media = rng.integers(16, 112, 4 + 20 * group).tolist(), {}
         if family == "glm_omni":
-            prompt, media = image_prompt(rng, [(1, 4, 4)], 3 + group)
+            prompt, media = image_prompt(rng, [(1, 4, 4)], 1 + 10 * group)
         for index in range(size):
             response = rng.integers(16, 112, int(rng.integers(2, 9))).tolist()
             mask = rng.integers(0, 2, len(response)).tolist()

@@ -16,9 +16,9 @@ from components.models.glm_omni import tiny as tiny_glm
 from components.models.qwen3 import tiny as tiny_qwen
 from components.sglang.server import Server
 from components.sglang.weights import EngineSink
-from servers import make_server, processes
 from slime_launch.guard import descendants
 from slime_launch.types import Endpoint
+from tests.servers import make_server, processes
 
 
 @dataclass

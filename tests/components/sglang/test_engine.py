@@ -11,14 +11,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from conftest import Text, sharpen
 
 from components.models.qwen3 import tiny
 from components.sglang.server import Server
 from components.sglang.weights import EngineSink
-from servers import listening, make_server, post, processes, sampled
 from slime_launch.errors import ComponentError
 from slime_launch.types import Endpoint
+from tests.components.sglang.conftest import Text, sharpen
+from tests.servers import free_port, listening, make_server, post, processes, sampled
 
 pytestmark = pytest.mark.servers
 
@@ -100,9 +100,8 @@ def test_weights_and_version_arrive_and_old_prefixes_are_forgotten(text: Text, t
 
 
 def test_update_outside_of_a_session_is_refused_without_hanging(text: Text) -> None:
-    sink = EngineSink(
-        url=text.endpoint.url, key=text.server.site.keys.admin, group="second", port=text.sink._address[1], backend="gloo"
-    )
+    admin, port = text.server.site.keys.admin, free_port()
+    sink = EngineSink(url=text.endpoint.url, key=admin, group="second", port=port, backend="gloo")
     sink.connect()
     started = time.monotonic()
     with pytest.raises(ComponentError, match="begin_weight_update"):
@@ -112,9 +111,9 @@ def test_update_outside_of_a_session_is_refused_without_hanging(text: Text) -> N
 
 
 def test_engine_that_cannot_start_says_why(text: Text, tmp_path: Path) -> None:
-    broken = make_server("regular", text.checkpoint, tmp_path, name="broken", attention_backend="no_such_backend")
+    broken = make_server("regular", text.checkpoint, tmp_path, name="broken", no_such_field=1)
     started = time.monotonic()
-    with pytest.raises(ComponentError, match=r"(?s)server broken .* ended with exit code .*broken\.log.*no_such_backend"):
+    with pytest.raises(ComponentError, match=r"(?s)server broken .* ended with exit code .*broken\.log.*no_such_field"):
         broken.start({})
     assert time.monotonic() - started < 60
     assert broken._process is None

@@ -1,0 +1,61 @@
+"""The CPU bridge and the process world: what they change, what they leave alone, where they listen."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import psutil
+import pytest
+
+from components.megatron.platform import load_platform
+from components.megatron.trainer import MegatronTrainer
+from slime_launch.errors import ComponentError, DeadlineError
+from tests.components.megatron.helpers import trainer_settings, write_random
+
+
+def test_the_bridge_serves_cuda_calls_and_leaves_device_contexts_alone() -> None:
+    platform = load_platform("cpu")
+    platform.install()
+    platform.install()
+    import torch
+
+    assert torch.cuda.current_device() == torch.device("cpu")
+    assert torch.zeros(2, device="cuda").device.type == "cpu"
+    assert torch.ones(2).cuda().device.type == "cpu"
+    with torch.device("meta"):
+        assert torch.zeros(2).device.type == torch.arange(2).device.type == "meta"
+
+
+def test_an_unknown_device_is_refused() -> None:
+    with pytest.raises(ComponentError, match="tpu"):
+        load_platform("tpu")
+
+
+@pytest.mark.parametrize("rank", [0, 1])
+def test_an_absent_rank_is_a_deadline(rank: int, tmp_path: Path) -> None:
+    write_random(tmp_path, "qwen3")
+    trainer = MegatronTrainer(**trainer_settings(tmp_path, "qwen3", world_size=2, rank=rank, timeout_s=1.0))
+    with pytest.raises(DeadlineError, match="waited 1 s for 2 ranks at tcp://127"):
+        trainer.start({})
+    trainer.stop()
+
+
+def test_a_second_trainer_in_one_process_is_refused(tmp_path: Path) -> None:
+    write_random(tmp_path, "qwen3")
+    first, second = (MegatronTrainer(**trainer_settings(tmp_path, "qwen3")) for _ in range(2))
+    first.start({})
+    second.rendezvous = first.rendezvous
+    with pytest.raises(ComponentError, match="training world already"):
+        second.start({})
+    first.stop()
+
+
+def test_sockets_listen_on_loopback_only_and_close(tmp_path: Path) -> None:
+    def listening() -> set[str]:
+        return {link.laddr.ip for link in psutil.Process().net_connections() if link.status == psutil.CONN_LISTEN}
+
+    write_random(tmp_path, "qwen3")
+    trainer = MegatronTrainer(**trainer_settings(tmp_path, "qwen3"))
+    trainer.start({})
+    assert listening() == {"127.0.0.1"}
+    trainer.stop()
