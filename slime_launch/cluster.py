@@ -67,9 +67,12 @@ class LocalCluster:
             self._await_head()
             import ray
 
-            ray.init(
-                address=f"127.0.0.1:{self._port}", log_to_driver=False, logging_level="error", configure_logging=False
-            )
+            try:
+                ray.init(
+                    address=f"127.0.0.1:{self._port}", log_to_driver=False, logging_level="error", configure_logging=False
+                )
+            finally:
+                signals.install()
         except BaseException:
             self.__exit__(None, None, None)
             raise

@@ -19,7 +19,7 @@ from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1
 _PR_SET_CHILD_SUBREAPER = 36
-_KILL_WAIT_S = 5.0
+_KILL_WAIT_S = 15.0
 
 
 class Guarded:

@@ -6,6 +6,7 @@ import signal
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import FrameType
+from typing import Any
 
 _NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 _asked: list[int] = []
@@ -25,15 +26,21 @@ def check() -> None:
         raise Stopped(_asked[0])
 
 
+def _note(number: int, frame: FrameType | None) -> None:
+    _asked.append(number)
+
+
+def install() -> dict[signal.Signals, Any]:
+    """Put our handlers in (again, after a library has put in its own, as ``ray.init`` does); returns the old ones."""
+    return {number: signal.signal(number, _note) for number in _NUMBERS}
+
+
 @contextmanager
 def listening() -> Iterator[None]:
     """Note signals for ``check`` while the block runs; the old handlers come back afterwards."""
 
-    def note(number: int, frame: FrameType | None) -> None:
-        _asked.append(number)
-
     _asked.clear()
-    old = {number: signal.signal(number, note) for number in _NUMBERS}
+    old = install()
     try:
         yield
     finally:

@@ -47,13 +47,17 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Batcher:
-    """Cuts samples into micro-batches of at most ``size`` samples for one model."""
+    """Cuts samples into micro-batches of at most ``size`` samples for one model.
+
+    share: samples of one prompt may share a row; the model must take rotary positions from the batch.
+    """
 
     family: Family
     hf: HFConfig
     encoders: Mapping[str, Encoder]
     size: int
     device: str
+    share: bool
 
     def cut(self, samples: Sequence[Sample], advantages_N: Tensor, part: int, parts: int) -> list[MicroBatch]:
         """The micro-batches of data-parallel rank ``part`` of ``parts``; samples are dealt round by length.
@@ -68,7 +72,7 @@ class Batcher:
         for sample in samples:
             check_sample(sample, self.encoders)
         order = sorted(range(len(samples)), key=lambda i: len(samples[i].prompt_ids) + len(samples[i].response_ids))
-        packs = make_packs(samples, order[part::parts], self.size)
+        packs = make_packs(samples, order[part::parts], self.size if self.share else 1)
         return [self._micro_batch(samples, advantages_N, some) for some in fill(packs, self.size)]
 
     def _micro_batch(self, samples: Sequence[Sample], advantages_N: Tensor, packs: Sequence[Pack]) -> MicroBatch:

@@ -49,6 +49,14 @@ def build_parts(trainer: MegatronTrainer) -> Parts:
         model=model,
         weights=weights,
         optimizer=Optimizer(model, trainer.optim, trainer.updates),
-        batcher=Batcher(trainer.family, hf, built.encoders, trainer.micro_batch_size, platform.device),
+        batcher=Batcher(
+            family=trainer.family,
+            hf=hf,
+            encoders=built.encoders,
+            size=trainer.micro_batch_size,
+            device=platform.device,
+            # Plain "rope" counts places in the row, where a shared row repeats positions.
+            share=getattr(built.model, "position_embedding_type", None) == "mrope",
+        ),
         stepper=Stepper(model, algorithm, vocab, trainer.temperature),
     )

@@ -21,7 +21,7 @@ from tests.components.megatron.helpers import ROOT, make_sample, random_samples
 def one_batch(family: str, samples: list[Sample]) -> MicroBatch:
     config = json.loads((ROOT / "components" / "models" / family / "configs" / "tiny.json").read_text())
     found = load_family(family)
-    batcher = Batcher(found, config, found.encoders, 64, "cpu")
+    batcher = Batcher(found, config, found.encoders, 64, "cpu", share=True)
     (batch,) = batcher.cut(samples, torch.arange(len(samples)).float(), 0, 1)
     return batch
 
@@ -80,7 +80,7 @@ def test_every_sample_is_in_one_micro_batch_of_one_rank(count: int, size: int, s
     prompts = [rng.integers(16, 112, 12).tolist() for _ in range(4)]
     samples = [make_sample(i % 4, i, prompts[i % 4], rng.integers(16, 112, 1 + i % 3).tolist()) for i in range(count)]
     family = load_family("qwen3")
-    batcher = Batcher(family, {}, {}, size, "cpu")
+    batcher = Batcher(family, {}, {}, size, "cpu", share=True)
     parts = min(2, count)
     batches = [batch for part in range(parts) for batch in batcher.cut(samples, torch.arange(count), part, parts)]
     assert sorted(chain.from_iterable(batch.advantages_N.tolist() for batch in batches)) == list(range(count))
@@ -100,4 +100,4 @@ def test_minibatches_cover_the_rollout_evenly(count: int, parts: int) -> None:
 
 def test_fewer_samples_than_ranks_are_refused() -> None:
     with pytest.raises(ComponentError, match="data-parallel"):
-        Batcher(load_family("qwen3"), {}, {}, 4, "cpu").cut([make_sample(0, 0, [1], [2])], torch.zeros(1), 0, 2)
+        Batcher(load_family("qwen3"), {}, {}, 4, "cpu", True).cut([make_sample(0, 0, [1], [2])], torch.zeros(1), 0, 2)

@@ -50,12 +50,14 @@ def test_a_second_trainer_in_one_process_is_refused(tmp_path: Path) -> None:
     first.stop()
 
 
-def test_sockets_listen_on_loopback_only_and_close(tmp_path: Path) -> None:
-    def listening() -> set[str]:
-        return {link.laddr.ip for link in psutil.Process().net_connections() if link.status == psutil.CONN_LISTEN}
+def test_sockets_listen_on_loopback_only(tmp_path: Path) -> None:
+    def listening() -> set[tuple[str, int]]:
+        links = psutil.Process().net_connections()
+        return {(link.laddr.ip, link.laddr.port) for link in links if link.status == psutil.CONN_LISTEN}
 
     write_random(tmp_path, "qwen3")
+    before = listening()
     trainer = MegatronTrainer(**trainer_settings(tmp_path, "qwen3"))
     trainer.start({})
-    assert listening() == {"127.0.0.1"}
+    assert {host for host, _ in listening() - before} == {"127.0.0.1"}
     trainer.stop()

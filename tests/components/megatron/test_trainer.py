@@ -408,3 +408,18 @@ def test_calls_before_start_are_refused() -> None:
     with pytest.raises(ComponentError, match="start"):
         trainer.train(0, random_samples("qwen3"))
     trainer.stop()
+
+
+def test_sharing_prompts_changes_nothing_but_time(folders: dict[str, Path], start: Start, tmp_path: Path) -> None:
+    from dataclasses import replace
+
+    metrics = []
+    for share in (True, False):
+        trainer = start("glm_omni", micro_batch_size=16)
+        parts = trainer._ready()
+        assert parts.batcher.share
+        trainer._parts = replace(parts, batcher=replace(parts.batcher, share=share))
+        metrics.append(trainer.train(0, random_samples("glm_omni", groups=3)))
+        trainer.stop()
+    del metrics[0]["perf/train_time"], metrics[1]["perf/train_time"]
+    assert metrics[0] == pytest.approx(metrics[1], rel=1e-5, abs=1e-6)
