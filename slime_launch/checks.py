@@ -1,4 +1,7 @@
-"""What every run must satisfy before anything starts. Each rule yields all its problems; each problem names its key and the mend."""
+"""What every run must satisfy before anything starts.
+
+Each rule yields all its problems; each problem names its key and the mend.
+"""
 
 from __future__ import annotations
 
@@ -40,12 +43,13 @@ class Facts:
 
 def problems(config: Config, machine: Machine) -> list[Problem]:
     """Everything wrong with a typed config on this machine; empty when it may run."""
-    hf, found = _read_hf_config(config)
+    hf, found = read_hf_config(config)
     facts = Facts(config, machine, hf)
     return found + [problem for rule in RULES for problem in rule(facts)]
 
 
-def _read_hf_config(config: Config) -> tuple[dict[str, Any], list[Problem]]:
+def read_hf_config(config: Config) -> tuple[dict[str, Any], list[Problem]]:
+    """(the model's config.json, []) or ({}, what is wrong with it)."""
     file = hf_config_file(config)
     key = "model.hf_config" if config.model.hf_config else "model.hf_checkpoint"
     value = config.model.hf_config or config.model.hf_checkpoint or config.model.family
@@ -78,7 +82,8 @@ def nodes_have_targets(f: Facts) -> Iterator[Problem]:
     nodes = {
         "model.spec": f.config.model.spec, "algorithm.policy": f.config.algorithm.policy, "data": f.config.data,
         "rollout.worker": f.config.rollout.worker, "rollout.server": f.config.rollout.server,
-        "trainer.worker": f.config.trainer.worker, "driver.loop": f.config.driver.loop, "reward.mix": f.config.reward.mix, **{f"reward.parts.{n}": v for n, v in f.config.reward.parts.items()},
+        "trainer.worker": f.config.trainer.worker, "driver.loop": f.config.driver.loop,
+        "reward.mix": f.config.reward.mix, **{f"reward.parts.{n}": v for n, v in f.config.reward.parts.items()},
     }  # fmt: skip
     if f.config.model.hf_checkpoint is None:
         nodes["model.tiny"] = f.config.model.tiny
@@ -247,7 +252,8 @@ def encoders_fit_the_model(f: Facts) -> Iterator[Problem]:
                 yield Problem(
                     "model.freeze",
                     f.config.model.freeze,
-                    f"the {encoder} encoder ({prefix}) would train, and an encoder-only server has no way to take new weights",
+                    f"the {encoder} encoder ({prefix}) would train, "
+                    "and an encoder-only server has no way to take new weights",
                     f"add '^{re.escape(prefix)}' to model.freeze, or use rollout/topology=single",
                 )
 

@@ -1,10 +1,13 @@
-"""``slime-launch``: compose, check everything, then plan or run. Exit codes: 0 done, 1 failed, 2 refused, 130/143 stopped."""
+"""``slime-launch``: compose, check everything, then plan or run.
+
+Exit codes: 0 done, 1 failed, 2 refused, 130/143 stopped.
+"""
 
 from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import NoReturn
+from typing import NoReturn, cast
 
 from hydra._internal.core_plugins.basic_sweeper import BasicSweeper
 from hydra._internal.hydra import Hydra
@@ -14,8 +17,18 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from slime_launch.checks import problems
-from slime_launch.compose import CONFIG_NAME, Composed, check_arguments, compose, force_add, open_hydra, parse_overrides, validate
+from slime_launch.checks import problems, read_hf_config
+from slime_launch.compose import (
+    CONFIG_NAME,
+    Composed,
+    check_arguments,
+    compose,
+    force_add,
+    loader_of,
+    open_hydra,
+    parse_overrides,
+    validate,
+)
 from slime_launch.errors import ConfigError, LaunchError, Problem
 from slime_launch.machine import Machine, free_ports, read_machine
 from slime_launch.paths import CONF, require_house
@@ -61,7 +74,9 @@ def _command(argv: list[str]) -> int:
 
 
 def _refuse_arguments(message: str) -> NoReturn:
-    raise ConfigError([Problem("arguments", " ".join(sys.argv[1:]), message, "slime-launch --help lists what there is")])
+    raise ConfigError(
+        [Problem("arguments", " ".join(sys.argv[1:]), message, "slime-launch --help lists what there is")]
+    )
 
 
 def _check(hydra: Hydra, lines: list[str], machine: Machine) -> tuple[Composed | None, list[Problem]]:
@@ -82,7 +97,7 @@ def _jobs(hydra: Hydra, lines: list[str], mode: RunMode) -> list[list[str]]:
     overrides, found = parse_overrides(hydra, lines)
     if found:
         raise ConfigError(found)
-    return BasicSweeper.split_arguments(overrides, None)[0]  # type: ignore[no-any-return]
+    return BasicSweeper.split_arguments(overrides, None)[0]
 
 
 def _run(hydra: Hydra, lines: list[str], mode: RunMode) -> int:
@@ -99,7 +114,7 @@ def _run(hydra: Hydra, lines: list[str], mode: RunMode) -> int:
         return codes[-1]
 
     start = hydra.run if mode is RunMode.RUN else hydra.multirun
-    loader = hydra.config_loader
+    loader = loader_of(hydra)
     forced = [force_add(loader, override) for override in parse_overrides(hydra, lines)[0]]
     start(config_name=CONFIG_NAME, task_function=task, overrides=[*forced, f"hydra.mode={mode.name}"])
     return max(codes, default=0)
@@ -109,13 +124,13 @@ def make_plan(composed: Composed, machine: Machine) -> LaunchPlan:
     """The plan of a checked config, on the ports it asks for or on a free block."""
     count, base = num_ports(composed.config), composed.config.cluster.base_port
     ports = list(range(base, base + count)) if base else free_ports(count)
-    return resolve(composed.config, machine, ports)
+    return resolve(composed.config, machine, ports, read_hf_config(composed.config)[0])
 
 
 def _job(config: DictConfig, lines: list[str], machine: Machine) -> int:
     from rich.console import Console
 
-    hydra_node = HydraConfig.get()
+    hydra_node = cast(DictConfig, HydraConfig.get())
     composed, found = validate(config, hydra_node, lines)
     if composed is None:
         raise ConfigError(found)

@@ -23,15 +23,20 @@ _MIN_STORE_BYTES = 80 * 2**20
 
 
 def ray_environment(allow_targets: list[str], token_file: Path) -> dict[str, str]:
-    """Environment of Ray's processes and of every actor: loopback, a token, our house first, one OMP thread by default."""
+    """Environment of Ray's processes and of every actor.
+
+    Loopback, a token, our house first, one OMP thread by default.
+    """
     paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
     return {
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONSAFEPATH": "1",
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(token_file),
-        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # without "clusters" Ray keeps 127.0.0.1 instead of looking up a LAN address
+        # without "clusters" Ray keeps 127.0.0.1 instead of looking up a LAN address
+        "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
         "RAY_USAGE_STATS_ENABLED": "0",
+        "RAY_worker_niceness": "0",  # engines would inherit Ray's 15, and lose to anything else on the machine
         "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
         "GLOO_SOCKET_IFNAME": "lo",
         "HF_HUB_OFFLINE": "1",
@@ -42,7 +47,10 @@ def ray_environment(allow_targets: list[str], token_file: Path) -> dict[str, str
 
 
 class LocalCluster:
-    """Context manager: Ray's head starts on entry; on exit it and every process below it, servers included, are gone."""
+    """Context manager: Ray's head starts on entry.
+
+    On exit it and every process below it, servers included, are gone.
+    """
 
     def __init__(
         self, *, port: int, num_cpus: float, num_gpus: float, store_mb: int, allow_targets: list[str], log: Path
@@ -55,8 +63,9 @@ class LocalCluster:
         self._log, self._port = log, port
         store = max(_MIN_STORE_BYTES, store_mb * 2**20)
         self._argv = [
-            sys.executable, "-P", str(Path(__file__).with_name("ray_head.py")), f"--port={port}", f"--num-cpus={num_cpus}",
-            f"--num-gpus={num_gpus}", f"--object-store-bytes={store}", f"--temp-dir={self._temp / 'ray'}",
+            sys.executable, "-P", str(Path(__file__).with_name("ray_head.py")), f"--port={port}",
+            f"--num-cpus={num_cpus}", f"--num-gpus={num_gpus}", f"--object-store-bytes={store}",
+            f"--temp-dir={self._temp / 'ray'}",
         ]  # fmt: skip
         self._guarded: Guarded | None = None
 
@@ -69,7 +78,10 @@ class LocalCluster:
 
             try:
                 ray.init(
-                    address=f"127.0.0.1:{self._port}", log_to_driver=False, logging_level="error", configure_logging=False
+                    address=f"127.0.0.1:{self._port}",
+                    log_to_driver=False,
+                    logging_level="error",
+                    configure_logging=False,
                 )
             finally:
                 signals.install()

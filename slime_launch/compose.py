@@ -1,8 +1,8 @@
 """Command line -> composed config, through Hydra, with every problem found instead of the first.
 
-Values compose loosely (the schema's defaults go into Hydra's ConfigStore as plain values) and are validated strictly, once,
-by ``slime_launch.schema.build``. Nothing a config names is imported here: ``_target_`` entries, Hydra's own included, are checked
-before Hydra may act on them.
+Values compose loosely (the schema's defaults go into Hydra's ConfigStore as plain values) and are validated strictly,
+once, by ``slime_launch.schema.build``. Nothing a config names is imported here: ``_target_`` entries, Hydra's own
+included, are checked before Hydra may act on them.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import argparse
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from hydra import version as hydra_version
 from hydra._internal.config_loader_impl import ConfigLoaderImpl
@@ -34,6 +34,7 @@ from slime_launch.targets import OWN_PACKAGES, find_targets, static_fault
 
 CONFIG_NAME = "config"
 HYDRA_PLUGINS = ("hydra._internal.core_plugins", "hydra_plugins", "hydra.experimental.callbacks")
+_STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
 
 
 @dataclass(frozen=True)
@@ -60,6 +61,13 @@ def open_hydra(config_dir: str | None) -> Hydra:
             )
         search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema", path=None))
     return Hydra.create_main_hydra2(task_name="slime-launch", config_search_path=search_path)
+
+
+def loader_of(hydra: Hydra) -> ConfigLoaderImpl:
+    """Hydra's config loader, as the one class that it comes in."""
+    loader = hydra.config_loader
+    assert isinstance(loader, ConfigLoaderImpl)
+    return loader
 
 
 def check_arguments(args: argparse.Namespace) -> Iterator[Problem]:
@@ -114,7 +122,9 @@ def _check_override(loader: ConfigLoaderImpl, override: Override) -> Problem | N
 def force_add(loader: ConfigLoaderImpl, override: Override) -> str:
     """The override as a line that Hydra takes for keys that no YAML spells out; the schema has checked the key."""
     line = override.input_line or ""
-    plain = not (override.is_hydra_override() or override.is_delete() or loader.repository.group_exists(override.key_or_group))
+    plain = not (
+        override.is_hydra_override() or override.is_delete() or loader.repository.group_exists(override.key_or_group)
+    )
     return "++" + line.lstrip("+") if plain else line
 
 
@@ -131,8 +141,7 @@ def compose(hydra: Hydra, lines: list[str], run_mode: RunMode = RunMode.RUN) -> 
 
     Returns (config with its hydra node, problems); the config is None when Hydra could not compose at all.
     """
-    loader = hydra.config_loader
-    assert isinstance(loader, ConfigLoaderImpl)
+    loader = loader_of(hydra)
     overrides, problems = parse_overrides(hydra, lines)
     good = []
     for override in overrides:
@@ -154,24 +163,24 @@ def compose(hydra: Hydra, lines: list[str], run_mode: RunMode = RunMode.RUN) -> 
 
 def hydra_problems(node: DictConfig) -> Iterator[Problem]:
     """What Hydra itself would import or run: plugins and callbacks by ``_target_``, logging factories."""
-    plain = OmegaConf.to_container(node, resolve=False)
-    assert isinstance(plain, dict)
+    plain = as_dict(node, resolve=False)
     for key, target in find_targets(plain, "hydra"):
         text = str(target)
         if not any(text.startswith(package + ".") for package in HYDRA_PLUGINS):
             yield Problem(key, text, "only Hydra's own plugins may stand here", "remove it from the config")
     for group in ("job_logging", "hydra_logging"):
         for key, value in _walk(plain.get(group), f"hydra.{group}"):
-            name = key.rpartition(".")[2]
-            if (
-                name == "()"
-                or (name == "class" and not str(value).startswith("logging."))
-                or str(value).startswith("ext://")
-            ):
-                if str(value) not in ("ext://sys.stdout", "ext://sys.stderr"):
-                    yield Problem(
-                        key, value, "only Python's own logging classes may stand here", "remove it from the config"
-                    )
+            if _is_foreign(key.rpartition(".")[2], str(value)):
+                yield Problem(
+                    key, value, "only Python's own logging classes may stand here", "remove it from the config"
+                )
+
+
+def _is_foreign(name: str, value: str) -> bool:
+    """Whether a logging entry names a factory, a class outside ``logging`` or an object that is no standard stream."""
+    if value in _STREAMS:
+        return False
+    return name == "()" or value.startswith("ext://") or (name == "class" and not value.startswith("logging."))
 
 
 def _walk(node: object, key: str) -> Iterator[tuple[str, object]]:
@@ -185,19 +194,28 @@ def _walk(node: object, key: str) -> Iterator[tuple[str, object]]:
         yield key, node
 
 
+def as_dict(config: DictConfig, *, resolve: bool) -> dict[str, Any]:
+    """A config as plain containers."""
+    return cast(dict[str, Any], OmegaConf.to_container(config, resolve=resolve))
+
+
+def _without_hydra(config: DictConfig) -> dict[str, Any]:
+    """The config without its hydra node as plain containers, unresolved."""
+    return {key: value for key, value in as_dict(config, resolve=False).items() if key != "hydra"}
+
+
 def plain_config(config: DictConfig, keep_env: bool) -> dict[str, Any]:
     """The config without its hydra node as plain containers, resolved.
 
     keep_env: leave every value that comes from ``oc.env``, directly or through other keys, as ``${oc.env:NAME}``.
     """
-    task = {key: value for key, value in OmegaConf.to_container(config, resolve=False).items() if key != "hydra"}  # type: ignore[union-attr]
-    loose = OmegaConf.create(task)
+    loose = OmegaConf.create(_without_hydra(config))
     if not keep_env:
-        return OmegaConf.to_container(loose, resolve=True)  # type: ignore[return-value]
+        return as_dict(loose, resolve=True)
     OmegaConf.clear_resolver("oc.env")
     try:
         OmegaConf.register_new_resolver("oc.env", lambda *names: f"${{oc.env:{','.join(map(str, names))}}}")
-        return OmegaConf.to_container(loose, resolve=True)  # type: ignore[return-value]
+        return as_dict(loose, resolve=True)
     finally:
         from omegaconf.resolvers import oc
 
@@ -212,7 +230,7 @@ def _target_problems(config: DictConfig, granted: list[str]) -> Iterator[Problem
         yield Problem("allow_targets", asked, "a config file cannot grant itself packages", mend)
     packages = (*OWN_PACKAGES, *granted)
     # unresolved, so that a node which others copy by interpolation is named once, where it stands
-    for key, _ in find_targets({k: v for k, v in OmegaConf.to_container(config, resolve=False).items() if k != "hydra"}):  # type: ignore[union-attr]
+    for key, _ in find_targets(_without_hydra(config)):
         target = OmegaConf.select(config, key)
         if fault := static_fault(target, packages):
             mend = "name a class or function of components, slime_launch or a package in allow_targets"

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from slime_launch.errors import ComponentError
 from slime_launch.interfaces import Tracker
@@ -48,15 +50,15 @@ class Loop:
     def generate(self, step: int) -> tuple[list[Sample], Metrics]:
         """One scored rollout batch."""
         before = self._encoded()
-        timeout_s = _EVAL_TIMEOUT_S
         samples, metrics = self.fleet.call(
-            self._rollout, "generate", step, what=f"step {step}: generating", timeout_s=timeout_s
+            self._rollout, "generate", step, what=f"step {step}: generating", timeout_s=_EVAL_TIMEOUT_S
         )[0]
         images = sum(len(sample.prompt.images) for sample in samples)
         encoded = self._encoded() - before
         if self._encoders and encoded != images:
             raise ComponentError(
-                f"step {step}: {images} images were sent and the encoders counted {encoded}; the engines must have used towers of their own"
+                f"step {step}: {images} images were sent and the encoders counted {encoded}; "
+                "the engines must have used towers of their own"
             )
         return samples, metrics | ({"rollout/encoder_requests": float(encoded)} if self._encoders else {})
 
@@ -69,9 +71,7 @@ class Loop:
 
     def evaluate(self, step: int) -> Metrics:
         """Scores of every held-out set."""
-        return self.fleet.call(
-            self._rollout, "evaluate", step, what=f"step {step}: evaluating", timeout_s=_EVAL_TIMEOUT_S
-        )[0]  # type: ignore[no-any-return]
+        return self._metrics(self._rollout, "evaluate", step, what="evaluating", timeout_s=_EVAL_TIMEOUT_S)
 
     def train(self, step: int, samples: list[Sample]) -> Metrics:
         """One optimizer step on every rank."""
@@ -79,16 +79,20 @@ class Loop:
 
         batch = ray.put(samples)
         timeout_s = self.config.trainer.timeout_s
-        return self.fleet.call(
-            self._trainers, "train", step, batch, what=f"step {step}: training", timeout_s=timeout_s
-        )[0]  # type: ignore[no-any-return]
+        return self._metrics(self._trainers, "train", step, batch, what="training", timeout_s=timeout_s)
 
     def sync(self, version: int) -> Metrics:
         """The trainer's weights into every engine."""
         timeout_s = self.config.trainer.timeout_s
-        return self.fleet.call(
-            self._trainers, "sync", version, what=f"step {version}: sending weights", timeout_s=timeout_s
-        )[0]  # type: ignore[no-any-return]
+        return self._metrics(self._trainers, "sync", version, what="sending weights", timeout_s=timeout_s)
+
+    def _metrics(
+        self, names: Sequence[str], method: str, step: int, *args: Any, what: str, timeout_s: float
+    ) -> Metrics:
+        """Call all the actors of ``names``; the first one's answer counts (of the trainers, rank 0)."""
+        answers = self.fleet.call(names, method, step, *args, what=f"step {step}: {what}", timeout_s=timeout_s)
+        metrics: Metrics = answers[0]
+        return metrics
 
     def save(self) -> None:
         """The final weights, as a Hugging Face checkpoint in the run folder."""

@@ -1,8 +1,9 @@
 """A small guard process around each command: when the parent is gone, so is everything the command started.
 
 The parent holds the write end of a pipe. The guard waits for the command to end or for the pipe to reach end of file
-(the parent closed it, or died in whatever way), then ends every descendant, those that moved to sessions of their own included:
-it is their subreaper, so none can slip away. Run as a script it uses the standard library only and starts in 20 ms.
+(the parent closed it, or died in whatever way), then ends every descendant, those that moved to sessions of their own
+included: it is their subreaper, so none can slip away. Run as a script it uses the standard library only and starts in
+20 ms.
 """
 
 from __future__ import annotations
@@ -78,23 +79,31 @@ class Guarded:
 
 
 def descendants(pid: int) -> list[int]:
-    """Process ids below ``pid``, read from /proc; zombies left out."""
+    """Process ids below ``pid``, read from /proc.
+
+    Zombies are walked through, since a dying leader keeps its children for as long as its last thread lives, but not
+    listed.
+    """
     children: dict[int, list[int]] = {}
+    zombies = set()
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
             try:
                 stat = Path(entry.path, "stat").read_text()
             except OSError:
                 continue
-            state, parent = stat.rpartition(")")[2].split()[:2]
-            if state != "Z":
-                children.setdefault(int(parent), []).append(int(entry.name))
+            fields = stat.rpartition(")")[2].split()
+            if len(fields) < 2:
+                continue
+            children.setdefault(int(fields[1]), []).append(int(entry.name))
+            if fields[0] == "Z":
+                zombies.add(int(entry.name))
     found, queue = [], [pid]
     while queue:
         below = children.get(queue.pop(), [])
         found += below
         queue += below
-    return found
+    return [each for each in found if each not in zombies]
 
 
 def _signal_all(pids: Sequence[int], number: signal.Signals) -> None:
@@ -114,9 +123,11 @@ def _reap() -> None:
 
 
 def _end_descendants(grace_s: float) -> None:
-    me, started = os.getpid(), time.monotonic()
+    me, started, empty = os.getpid(), time.monotonic(), 0
     _signal_all(descendants(me), signal.SIGTERM)
-    while (left := descendants(me)) and time.monotonic() - started < grace_s + _KILL_WAIT_S:
+    while empty < 2 and time.monotonic() - started < grace_s + _KILL_WAIT_S:  # twice: a scan is no snapshot
+        left = descendants(me)
+        empty = 0 if left else empty + 1
         if time.monotonic() - started > grace_s:
             _signal_all(left, signal.SIGKILL)
         time.sleep(0.02)

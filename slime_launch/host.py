@@ -65,5 +65,5 @@ def _redirect_output(log: Path) -> None:
     os.dup2(descriptor, 1)
     os.dup2(descriptor, 2)
     os.close(descriptor)
-    sys.stdout = open(1, "w", buffering=1, closefd=False)  # Ray's own streams would go to its session folder
-    sys.stderr = open(2, "w", buffering=1, closefd=False)
+    sys.stdout = os.fdopen(1, "w", buffering=1, closefd=False)  # Ray's own streams would go to its session folder
+    sys.stderr = os.fdopen(2, "w", buffering=1, closefd=False)

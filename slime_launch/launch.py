@@ -53,9 +53,13 @@ class Fleet:
 
         watched = actor.kind in _SERVERS
         options = ray.remote(Host).options(
-            name=actor.name, num_cpus=actor.resources.cpu, num_gpus=actor.resources.gpu, max_restarts=0,
-            max_concurrency=2 if watched else 1,  # a second thread answers health checks; torch state elsewhere wants one
-        )  # fmt: skip
+            name=actor.name,
+            num_cpus=actor.resources.cpu,
+            num_gpus=actor.resources.gpu,
+            max_restarts=0,
+            # a second thread answers health checks; torch state elsewhere wants one
+            max_concurrency=2 if watched else 1,
+        )
         self._handles[actor.name] = options.remote(actor.name, actor.component, actor.args, str(self._run_dir))
 
     def _needs(self, actor: Actor) -> dict[str, list[Any]]:
@@ -68,7 +72,8 @@ class Fleet:
     def call(self, names: Sequence[str], method: str, *args: Any, what: str, timeout_s: float) -> list[Any]:
         """Call one method of several actors at once and wait for all answers, in order.
 
-        Raises what the component raised, ComponentError when an actor or server died, DeadlineError after ``timeout_s``.
+        Raises what the component raised, ComponentError when an actor or server died, DeadlineError after
+        ``timeout_s``.
         """
         return self.wait([self._handles[name].call.remote(method, *args) for name in names], what, timeout_s)
 

@@ -1,4 +1,7 @@
-"""What the planner reads from the machine, without importing any GPU library: devices, cores, free ports, SGLang's sources."""
+"""What the planner reads from the machine, without importing any GPU library.
+
+Devices, cores, free ports, SGLang's sources.
+"""
 
 from __future__ import annotations
 
@@ -69,7 +72,10 @@ def _strings(tree: ast.AST) -> set[str]:
 
 @cache
 def epd_architectures() -> frozenset[str]:
-    """Architectures that the installed SGLang accepts for encoder-prefill-decode, read from its source without importing it."""
+    """Architectures that the installed SGLang accepts for encoder-prefill-decode.
+
+    Read from its source without importing it.
+    """
     file = _package_file("sglang", _EPD_SOURCE)
     if file is None:
         return frozenset()

@@ -1,4 +1,7 @@
-"""Where the house stands: ``conf`` and ``components`` are siblings of this package, found by path, never by bare name."""
+"""Where the house stands.
+
+``conf`` and ``components`` are siblings of this package, found by path, never by bare name.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +24,8 @@ def require_house() -> None:
     for folder in (CONF, COMPONENTS):
         if not folder.is_dir():
             raise LaunchError(
-                f"{folder} is missing: conf and components belong beside {ROOT / 'slime_launch'}; reinstall slime-launch"
+                f"{folder} is missing: conf and components belong beside {ROOT / 'slime_launch'}; "
+                "reinstall slime-launch"
             )
 
 

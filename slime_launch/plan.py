@@ -26,7 +26,8 @@ class Resources:
 class Actor:
     """One node of the graph.
 
-    kind: checkpoint, encoder, regular, router, trainer or rollout. component: the ``_target_`` it hosts, constructed with ``args``.
+    kind: checkpoint, encoder, regular, router, trainer or rollout.
+    component: the ``_target_`` it hosts, constructed with ``args``.
     phase: 0 starts first; an actor starts once all its ``needs`` are provided.
     """
 

@@ -1,7 +1,7 @@
 """A one-machine Ray cluster on the loopback interface; run as a script under a guard, which ends it.
 
-``ray start`` and ``ray.init`` both replace 127.0.0.1 by the LAN address and open a monitor on every interface, hence the Node made here.
-Prints the cluster's address once it is up.
+``ray start`` and ``ray.init`` both replace 127.0.0.1 by the LAN address and open a monitor on every interface, hence
+the Node made here. Prints the cluster's address once it is up.
 """
 
 from __future__ import annotations

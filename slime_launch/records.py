@@ -36,9 +36,10 @@ class Records:
 
 def _sample_line(step: int, sample: Sample) -> dict[str, Any]:
     return {
-        "step": step, "group": sample.group, "index": sample.index, "prompt": sample.prompt_text, "response": sample.response,
-        "reward": sample.reward, "reward_parts": sample.reward_parts, "weight_version": sample.weight_version,
-        "status": str(sample.status), "label": sample.prompt.label, "source": sample.prompt.source,
+        "step": step, "group": sample.group, "index": sample.index, "prompt": sample.prompt_text,
+        "response": sample.response, "reward": sample.reward, "reward_parts": sample.reward_parts,
+        "weight_version": sample.weight_version, "status": str(sample.status), "label": sample.prompt.label,
+        "source": sample.prompt.source,
     }  # fmt: skip
 
 

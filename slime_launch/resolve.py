@@ -5,7 +5,8 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-from collections.abc import Iterator
+import re
+from collections.abc import Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -44,7 +45,10 @@ def choose_device(config: Config, machine: Machine) -> str:
 
 
 def checkpoint_folder(config: Config) -> Path:
-    """Where the weights lie: the user's folder, or a cache folder named by everything that the tiny one is made from."""
+    """Where the weights lie.
+
+    The user's folder, or a cache folder named by everything that the tiny one is made from.
+    """
     if config.model.hf_checkpoint is not None:
         return Path(config.model.hf_checkpoint).expanduser().resolve()
     made_from = json.dumps([__version__, config.model.tiny], sort_keys=True, default=str)
@@ -74,15 +78,16 @@ class _Context:
     device: str
     checkpoint: str
     ports: Iterator[int]
+    banned_tokens: list[int]
 
 
-def resolve(config: Config, machine: Machine, ports: list[int]) -> LaunchPlan:
+def resolve(config: Config, machine: Machine, ports: list[int], hf: Mapping[str, Any]) -> LaunchPlan:
     """Turn a checked config into the actor graph.
 
-    ports: at least ``num_ports(config)`` loopback ports, handed out in plan order.
+    ports: at least ``num_ports(config)`` loopback ports, handed out in plan order. hf: the model's config.json.
     """
     device = choose_device(config, machine)
-    context = _Context(config, device, str(checkpoint_folder(config)), iter(ports))
+    context = _Context(config, device, str(checkpoint_folder(config)), iter(ports), media_tokens(hf))
     ray_port = next(context.ports)
     drafts = [*_checkpoint(context), *_engines(context), _router(context), *_trainers(context), _rollout(context)]
     provided = {name for draft in drafts for name in draft.provides}
@@ -98,7 +103,7 @@ def resolve(config: Config, machine: Machine, ports: list[int]) -> LaunchPlan:
             needs=tuple(name for name in d.needs if name in provided),
             provides=d.provides,
             args=d.args,
-        )  # fmt: skip
+        )
         for d in drafts
     ]
     return LaunchPlan(
@@ -107,9 +112,16 @@ def resolve(config: Config, machine: Machine, ports: list[int]) -> LaunchPlan:
     )  # fmt: skip
 
 
+def media_tokens(hf: Mapping[str, Any]) -> list[int]:
+    """Ids of the placeholders and brackets of images, video and audio: never to be sampled, no medium stands behind one."""
+    names = re.compile(r"^(image|video|audio|vision)_(.*_)?token_(id|index)$")
+    return sorted({value for name, value in hf.items() if names.match(name) and isinstance(value, int)})
+
+
 def _draft(kind: str, name: str, component: str, resources: Resources, args: dict[str, Any]) -> Draft:
     return Draft(
-        name=name, kind=kind, component=component, resources=resources, args=args, needs=NEEDS[kind], provides=PROVIDES[kind]
+        name=name, kind=kind, component=component, resources=resources, args=args,
+        needs=NEEDS[kind], provides=PROVIDES[kind],
     )  # fmt: skip
 
 
@@ -180,10 +192,12 @@ def _trainers(c: _Context) -> Iterator[Draft]:
     rendezvous = f"tcp://{HOST}:{next(c.ports)}"
     shared = {
         "hf_checkpoint": c.checkpoint, "family": model.family, "spec": model.spec, "freeze": model.freeze,
-        "transformer": model.transformer, "tp": trainer.parallel.tp, "pp": trainer.parallel.pp, "world_size": world_size,
-        "rendezvous": rendezvous, "device": c.device, "optim": asdict(trainer.optim), "num_steps": trainer.num_steps,
-        "algorithm": c.config.algorithm.policy, "micro_batch_size": trainer.micro_batch_size,
+        "transformer": model.transformer, "tp": trainer.parallel.tp, "pp": trainer.parallel.pp,
+        "world_size": world_size, "rendezvous": rendezvous, "device": c.device, "optim": asdict(trainer.optim),
+        "num_steps": trainer.num_steps, "algorithm": c.config.algorithm.policy,
+        "micro_batch_size": trainer.micro_batch_size,
         "num_minibatches": trainer.num_minibatches, "temperature": c.config.rollout.temperature, "seed": c.config.seed,
+        "banned_tokens": c.banned_tokens,
         "timeout_s": trainer.timeout_s, "threads": trainer.threads, "max_logprob_gap": trainer.max_logprob_gap,
         "bucket_mb": trainer.bucket_mb,
     }  # fmt: skip
@@ -201,7 +215,10 @@ def _rollout(c: _Context) -> Draft:
         "hf_checkpoint": c.checkpoint, "data": c.config.data, "score": c.config.reward.score,
         "reward": c.config.reward.mix | {"parts": c.config.reward.parts},
         "num_prompts": rollout.num_prompts, "group_size": rollout.group_size, "eval_samples": rollout.eval_samples,
-        "sampling": {"temperature": rollout.temperature, "top_p": rollout.top_p, "max_new_tokens": rollout.max_new_tokens},
-        "max_concurrency": rollout.max_concurrency * engines, "request_timeout_s": rollout.request_timeout_s, "seed": c.config.seed,
+        "sampling": {
+            "temperature": rollout.temperature, "top_p": rollout.top_p, "max_new_tokens": rollout.max_new_tokens,
+        },
+        "max_concurrency": rollout.max_concurrency * engines, "request_timeout_s": rollout.request_timeout_s,
+        "seed": c.config.seed, "banned_tokens": c.banned_tokens,
     }  # fmt: skip
     return _draft("rollout", "rollout", target, Resources(cpu=1), own | args)

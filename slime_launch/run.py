@@ -6,6 +6,7 @@ import os
 import sys
 import time
 import traceback
+from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def _drive(
         instantiate(config.driver.loop, loop=loop)
 
 
-def _print_summary(summary: dict[str, object], run_dir: Path, console: Console) -> None:
+def _print_summary(summary: Mapping[str, object], run_dir: Path, console: Console) -> None:
     before, after = summary["eval_before"], summary["eval_after"]
     console.print(f"{summary['status']} after {summary['steps']} steps, {summary['wall_s']:.0f} s", highlight=False)
     if isinstance(before, float) and isinstance(after, float):

@@ -1,8 +1,9 @@
 """The one door through which a config's ``_target_`` becomes a Python object.
 
-A target must be a class or function *defined* in an allowed package: ``components``, ``slime_launch`` or what ``allow_targets`` adds.
-The check runs twice: statically when a plan is made (sources are parsed, nothing is imported), and on the object itself
-when it is resolved, so that a re-export of a foreign object through an allowed module does not pass.
+A target must be a class or function *defined* in an allowed package: ``components``, ``slime_launch`` or what
+``allow_targets`` adds. The check runs twice: statically when a plan is made (sources are parsed, nothing is imported),
+and on the object itself when it is resolved, so that a re-export of a foreign object through an allowed module does not
+pass.
 """
 
 from __future__ import annotations
@@ -66,7 +67,8 @@ def _module_file(dotted: str) -> Path | None:
 @lru_cache(maxsize=256)
 def _definitions(file: Path) -> tuple[frozenset[str], dict[str, str]]:
     """(names defined by class or def, names imported -> where from) at the top level of a source file."""
-    defined, imported = set(), {}
+    defined: set[str] = set()
+    imported: dict[str, str] = {}
     for statement in ast.parse(file.read_text()).body:
         if isinstance(statement, ast.ClassDef | ast.FunctionDef | ast.AsyncFunctionDef):
             defined.add(statement.name)
@@ -116,7 +118,8 @@ def resolve(target: str) -> Any:
 def instantiate(node: Mapping[str, Any], **runtime: Any) -> Any:
     """Call the object that ``node["_target_"]`` names with the node's other entries and ``runtime``.
 
-    Nested nodes are handed over as they are: who owns them instantiates them. ``_partial_: true`` gives a functools.partial.
+    Nested nodes are handed over as they are: who owns them instantiates them. ``_partial_: true`` gives a
+    functools.partial.
     """
     if "_target_" not in node:
         raise TargetError(f"no _target_ in {dict(node)}")

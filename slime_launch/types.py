@@ -32,8 +32,9 @@ class Endpoint:
 class Prompt:
     """One task.
 
-    messages: chat messages as the checkpoint's chat template takes them, e.g. ``[{"role": "user", "content": "2+3="}]``;
-        content may be a list of parts (``{"type": "image"}``, ``{"type": "text", "text": ...}``), one image part an image.
+    messages: chat messages as the checkpoint's chat template takes them, e.g.
+        ``[{"role": "user", "content": "2+3="}]``; content may be a list of parts (``{"type": "image"}``,
+        ``{"type": "text", "text": ...}``), one image part an image.
     label: what the rewards compare the answer with.
     images: encoded files (PNG), in the order of the image parts.
     completion: a reference answer in the wanted format, for supervised warm starts; empty when there is none.

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
@@ -9,17 +11,21 @@ from megatron.core.tensor_parallel.mappings import reduce_from_tensor_model_para
 from torch import Tensor
 
 
-def token_logprobs(logits_NRV: Tensor, targets_NR: Tensor, vocab: int) -> tuple[Tensor, Tensor]:
+def token_logprobs(
+    logits_NRV: Tensor, targets_NR: Tensor, vocab: int, banned_tokens: Sequence[int] = ()
+) -> tuple[Tensor, Tensor]:
     """(log-probability of each target [N, R], entropy of each distribution [N, R] without gradient), in nats.
 
-    logits_NRV: this rank's columns of the padded vocabulary; the padding, ids from ``vocab`` on, has no probability.
+    logits_NRV: this rank's columns of the padded vocabulary. The padding, ids from ``vocab`` on, and ``banned_tokens``,
+        which the engine never samples, have no probability.
     """
     columns = logits_NRV.shape[-1]
     first = parallel_state.get_tensor_model_parallel_rank() * columns
     logits_NRV = logits_NRV.float()
-    if first + columns > vocab:
-        padding_V = torch.arange(first, first + columns, device=logits_NRV.device) >= vocab
-        logits_NRV = logits_NRV.masked_fill(padding_V, torch.finfo(torch.float32).min / 2)
+    if first + columns > vocab or banned_tokens:
+        ids_V = torch.arange(first, first + columns, device=logits_NRV.device)
+        hidden_V = (ids_V >= vocab) | torch.isin(ids_V, ids_V.new_tensor(tuple(banned_tokens)))
+        logits_NRV = logits_NRV.masked_fill(hidden_V, torch.finfo(torch.float32).min / 2)
     log_z_NR = _log_partition(logits_NRV)
     local_NR = targets_NR - first
     owned_NR = (local_NR >= 0) & (local_NR < columns)

@@ -58,5 +58,5 @@ def build_parts(trainer: MegatronTrainer) -> Parts:
             # Plain "rope" counts places in the row, where a shared row repeats positions.
             share=getattr(built.model, "position_embedding_type", None) == "mrope",
         ),
-        stepper=Stepper(model, algorithm, vocab, trainer.temperature),
+        stepper=Stepper(model, algorithm, vocab, trainer.temperature, trainer.banned_tokens),
     )

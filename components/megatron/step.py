@@ -57,13 +57,15 @@ class Report:
 class Stepper:
     """Runs micro-batches through the wrapped model.
 
-    vocab: ids below this are real. temperature: logits are divided by it, as the engine's are.
+    vocab: ids below this are real. banned_tokens: those that the engine never samples.
+    temperature: logits are divided by it, as the engine's are.
     """
 
     model: Any
     algorithm: Algorithm
     vocab: int
     temperature: float
+    banned_tokens: tuple[int, ...] = ()
 
     def logprobs(self, batches: Sequence[MicroBatch]) -> Report:
         """Forward only: fill each micro-batch's ``old_NR``."""
@@ -100,7 +102,7 @@ class Stepper:
     def _measure(self, batch: MicroBatch, logits_BSV: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
         """(Logprobs [N, R] with gradient, sums over the counted tokens)."""
         logits_NRV = logits_BSV.flatten(0, 1)[batch.slots_NR] / self.temperature
-        logprobs_NR, entropy_NR = token_logprobs(logits_NRV, batch.targets_NR, self.vocab)
+        logprobs_NR, entropy_NR = token_logprobs(logits_NRV, batch.targets_NR, self.vocab, self.banned_tokens)
         gap_NR = (logprobs_NR.detach() - batch.engine_NR).abs() * batch.mask_NR
         return logprobs_NR, {
             ENTROPY: (entropy_NR * batch.mask_NR).sum(),

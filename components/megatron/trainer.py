@@ -48,7 +48,8 @@ class MegatronTrainer:
     rendezvous: tcp://host:port where rank 0 listens. device: cpu or cuda. threads: torch threads of this rank.
     optim: see ``components.megatron.optim.Optimizer``. num_steps: rollouts the schedule spans.
     algorithm: ``_target_`` node of an Algorithm. num_minibatches: optimizer steps a rollout.
-    micro_batch_size: sequences a forward pass. temperature: of the rollout. timeout_s: bound of every collective wait.
+    micro_batch_size: sequences a forward pass. temperature, banned_tokens: of the rollout.
+    timeout_s: bound of every collective wait.
     max_logprob_gap: bound on the mean |trainer - engine| logprob. bucket_mb: MiB of one weight message.
     """
 
@@ -72,6 +73,7 @@ class MegatronTrainer:
         micro_batch_size: int = 32,
         num_minibatches: int = 1,
         temperature: float = 1.0,
+        banned_tokens: Sequence[int] = (),
         seed: int = 0,
         timeout_s: float = 300.0,
         threads: int = 1,
@@ -92,6 +94,7 @@ class MegatronTrainer:
         self.micro_batch_size = micro_batch_size
         self.num_minibatches = num_minibatches
         self.temperature = temperature
+        self.banned_tokens = tuple(banned_tokens)
         self.seed = seed
         self.timeout_s = timeout_s
         self.threads = threads

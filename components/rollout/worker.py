@@ -15,12 +15,17 @@ from slime_launch.interfaces import DataSource, Needs, Provides, Reward
 from slime_launch.targets import instantiate
 from slime_launch.types import Metrics, Prompt, Sample
 
+_BAN = -100.0
+
 
 class RolloutWorker:
     """Implements slime_launch.interfaces.Rollout.
 
-    data, reward: ``_target_`` nodes; the data source also gets ``seed``. score: the reward part that evaluation reports, null for
-    the mixed reward. sampling: temperature, top_p, max_new_tokens. max_concurrency: requests in flight, all engines together.
+    data, reward: ``_target_`` nodes; the data source also gets ``seed``.
+    score: the reward part that evaluation reports, null for the mixed reward.
+    sampling: temperature, top_p, max_new_tokens.
+    max_concurrency: requests in flight, all engines together.
+    banned_tokens: ids never sampled (media placeholders: there is no medium behind a sampled one).
     """
 
     def __init__(
@@ -37,11 +42,12 @@ class RolloutWorker:
         max_concurrency: int,
         request_timeout_s: float,
         seed: int,
+        banned_tokens: Sequence[int] = (),
     ) -> None:
         self._hf_checkpoint, self._data_node, self._reward_node = hf_checkpoint, data, reward
         self._score, self._seed = score, seed
         self._num_prompts, self._group_size, self._eval_samples = num_prompts, group_size, eval_samples
-        self._sampling = sampling
+        self._sampling = sampling | {"logit_bias": {str(token): _BAN for token in banned_tokens} or None}
         self._max_concurrency, self._request_timeout_s = max_concurrency, request_timeout_s
         self._runner = asyncio.Runner()
         self._client: Client | None = None
@@ -70,7 +76,10 @@ class RolloutWorker:
         return samples, summarise(samples, generated - began) | times
 
     def evaluate(self, step: int) -> Metrics:
-        """Mean score of each held-out set: ``eval/<set>`` sampled as the rollout samples, ``eval/<set>/greedy`` at temperature 0."""
+        """Mean score of each held-out set.
+
+        ``eval/<set>`` sampled as the rollout samples, ``eval/<set>/greedy`` at temperature 0.
+        """
         began = time.perf_counter()
         metrics: Metrics = {}
         ways = {"": (self._eval_samples, self._sampling), "/greedy": (1, self._sampling | {"temperature": 0.0})}
@@ -100,11 +109,14 @@ class RolloutWorker:
             raise ComponentError("the rollout has not started")
         client = self._client
         jobs = []
-        async with asyncio.TaskGroup() as group:
-            for number, (prompt, rendered) in enumerate(prompts):
-                for index in range(count):
-                    task = group.create_task(client.generate(rendered, sampling))
-                    jobs.append((number, index, prompt, rendered, task))
+        try:
+            async with asyncio.TaskGroup() as group:
+                for number, (prompt, rendered) in enumerate(prompts):
+                    for index in range(count):
+                        task = group.create_task(client.generate(rendered, sampling))
+                        jobs.append((number, index, prompt, rendered, task))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # the others fail for the same cause, or by being cancelled
         return [
             self._to_sample(number, index, prompt, rendered, task.result())
             for number, index, prompt, rendered, task in jobs
@@ -112,9 +124,10 @@ class RolloutWorker:
 
     def _to_sample(self, group: int, index: int, prompt: Prompt, rendered: Rendered, made: Generation) -> Sample:
         return Sample(
-            group=group, index=index, prompt=prompt, prompt_text=rendered.text, prompt_ids=rendered.ids, media=rendered.media,
-            response=self._renderer.decode(made.ids), response_ids=made.ids, logprobs=made.logprobs,
-            loss_mask=[1] * len(made.ids), status=made.status, weight_version=made.weight_version,
+            group=group, index=index, prompt=prompt, prompt_text=rendered.text, prompt_ids=rendered.ids,
+            media=rendered.media, response=self._renderer.decode(made.ids), response_ids=made.ids,
+            logprobs=made.logprobs, loss_mask=[1] * len(made.ids), status=made.status,
+            weight_version=made.weight_version,
         )  # fmt: skip
 
     async def _reward_all(self, samples: list[Sample]) -> None:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from threading import Thread
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import httpx
 
@@ -17,7 +18,9 @@ if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import ProcessGroup
 
+_T = TypeVar("_T")
 _POLL_S = 0.0005
+_LEAVE_S = 10.0
 # below this mean size one broadcast of all bytes beats one broadcast a tensor
 _FLATTEN_BELOW_BYTES = 1 << 20
 
@@ -49,7 +52,6 @@ class EngineSink:
         self._backend = backend
         self._world = 1 + tp_size
         self._timeout_s = timeout_s
-        self._pool: ThreadPoolExecutor | None = None
         self._client: httpx.Client | None = None
         self._group: ProcessGroup | None = None
 
@@ -60,11 +62,10 @@ class EngineSink:
         """
         headers = {"Authorization": f"Bearer {self._key}"}
         self._client = httpx.Client(base_url=self.url, headers=headers, timeout=self._timeout_s, trust_env=False)
-        self._pool = ThreadPoolExecutor(2, thread_name_prefix=f"sink-{self._name}")
         host, port = self._address
         body = {"master_address": host, "master_port": port, "rank_offset": 1, "world_size": self._world}
         reply = self._later("/init_weights_update_group", body | {"group_name": self._name, "backend": self._backend})
-        joined = self._pool.submit(self._join)
+        joined = _background(self._join)
         self._watch(joined.done, reply, "joining the weight group")
         self._group = joined.result()
         self._finish(reply, "joining the weight group")
@@ -108,17 +109,15 @@ class EngineSink:
         """Leave the group on both sides; quiet when the engine is gone. Safe to call twice."""
         import torch.distributed as dist
 
-        client, pool, group = self._client, self._pool, self._group
-        self._client = self._pool = self._group = None
-        if client is not None and pool is not None:
-            left = pool.submit(
-                client.post, "/destroy_weights_update_group", json={"group_name": self._name}, timeout=10.0
-            )
-            if group is not None:
-                dist.destroy_process_group(group)
+        client, group = self._client, self._group
+        self._client = self._group = None
+        if client is not None and group is not None:
+            body = {"group_name": self._name}
+            left = _background(lambda: client.post("/destroy_weights_update_group", json=body, timeout=_LEAVE_S))
+            dist.destroy_process_group(group)
             left.exception()
+        if client is not None:
             client.close()
-            pool.shutdown(wait=False)
 
     def _join(self) -> ProcessGroup:
         """Rank 0's half of SGLang's ``init_custom_process_group``, whose module takes ten seconds to import.
@@ -144,9 +143,10 @@ class EngineSink:
         return self._group
 
     def _later(self, path: str, body: dict[str, Any]) -> Future[httpx.Response]:
-        if self._client is None or self._pool is None:
+        client = self._client
+        if client is None:
             raise ComponentError(f"engine {self.url}: not connected for weight sync; call connect first")
-        return self._pool.submit(self._client.post, path, json=body)
+        return _background(lambda: client.post(path, json=body))
 
     def _watch(self, done: Callable[[], bool], reply: Future[httpx.Response], doing: str) -> None:
         """Wait for our half of a transfer, unless the engine answers first with a refusal."""
@@ -169,6 +169,20 @@ class EngineSink:
             raise ComponentError(f"engine {self.url}: {doing} failed ({error!r}); see its log") from error
         if answer.status_code != 200:
             raise ComponentError(f"engine {self.url}: {doing} was refused ({answer.status_code} {answer.text})")
+
+
+def _background(work: Callable[[], _T]) -> Future[_T]:
+    """Run in a daemon thread: a wait for an engine that never joins must not hold up the end of the process."""
+    future: Future[_T] = Future()
+
+    def run() -> None:
+        try:
+            future.set_result(work())
+        except BaseException as error:
+            future.set_exception(error)
+
+    Thread(target=run, daemon=True).start()
+    return future
 
 
 def _flatten(tensors: Sequence[Tensor]) -> Tensor:

@@ -46,7 +46,8 @@ def nearest(name: str, names: Iterable[str]) -> str:
 def unknown_key(cls: type, dotted: str) -> Problem | None:
     """The problem with a dotted override key, None where the schema has it or leaves its subtree open."""
     here: type | None = cls
-    named, done = False, []
+    named = False
+    done: list[str] = []
     for part in dotted.split("."):
         if here is None:
             return None
@@ -93,7 +94,8 @@ def _leaf(annotation: Any, value: Any, key: str, default: Any) -> tuple[Any, lis
 def build(cls: type, data: Any, key: str = "") -> tuple[Any, list[Problem]]:
     """Make a ``cls`` from plain containers.
 
-    Returns (object, []) or (None, problems): unknown keys with the nearest right one, wrong types and ranges, all of them.
+    Returns (object, []) or (None, problems): unknown keys with the nearest right one, wrong types and ranges, all of
+    them.
     """
     if not isinstance(data, dict):
         return None, [

@@ -57,7 +57,10 @@ def test_overrides_reach_their_actor(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         monkeypatch=monkeypatch, folder=tmp_path,
     )  # fmt: skip
     assert [a.args["server_args"]["max_total_tokens"] for a in plan.of_kind("regular")] == [123] * 3
-    assert [(a.args["rank"], a.args["world_size"], a.args["tp"]) for a in plan.of_kind("trainer")] == [(0, 2, 2), (1, 2, 2)]
+    assert [(a.args["rank"], a.args["world_size"], a.args["tp"]) for a in plan.of_kind("trainer")] == [
+        (0, 2, 2),
+        (1, 2, 2),
+    ]
     assert plan.of_kind("trainer")[0].args["optim"]["lr"] == 5e-7
     assert plan.of_kind("rollout")[0].args["seed"] == 9
     assert len([edge for edge in plan.edges if edge.name == "weight_sink"]) == 6
@@ -70,7 +73,9 @@ def test_fixed_ports_give_the_same_plan(monkeypatch: pytest.MonkeyPatch, tmp_pat
     assert msgspec.json.decode(first.to_json(), type=LaunchPlan) == first
 
 
-def test_json_goes_to_stdout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_goes_to_stdout(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     plan = plan_of("+experiment=qwen3_grpo", "plan.format=json", monkeypatch=monkeypatch, folder=tmp_path)
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads(plan.to_json())
@@ -82,7 +87,9 @@ def test_json_goes_to_stdout(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, ca
 
 def test_plan_needs_a_config_and_no_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = tmp_path / "config.json"
-    config.write_text(json.dumps({"architectures": ["Qwen3ForCausalLM"], "num_attention_heads": 6, "num_hidden_layers": 4}))
+    config.write_text(
+        json.dumps({"architectures": ["Qwen3ForCausalLM"], "num_attention_heads": 6, "num_hidden_layers": 4})
+    )
     args = ("+experiment=qwen3_grpo", f"model.hf_config={config}", "trainer.parallel.tp=3", "trainer.parallel.pp=2")
     assert len(plan_of(*args, monkeypatch=monkeypatch, folder=tmp_path).of_kind("trainer")) == 6
 
@@ -107,7 +114,12 @@ def test_secrets_stay_unresolved(monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 
     monkeypatch.setenv("SENTINEL", "s3cret")
     config = OmegaConf.create({"a": "${oc.env:SENTINEL}", "b": "x${a}", "c": 1, "d": "${c}"})
-    assert plain_config(config, keep_env=True) == {"a": "${oc.env:SENTINEL}", "b": "x${oc.env:SENTINEL}", "c": 1, "d": 1}
+    assert plain_config(config, keep_env=True) == {
+        "a": "${oc.env:SENTINEL}",
+        "b": "x${oc.env:SENTINEL}",
+        "c": 1,
+        "d": 1,
+    }
     assert plain_config(config, keep_env=False)["b"] == "xs3cret"
 
 
@@ -115,7 +127,9 @@ def test_config_dir_holds_a_users_experiment(tmp_path: Path) -> None:
     folder = tmp_path / "conf" / "experiment"
     folder.mkdir(parents=True)
     (folder / "mine.yaml").write_text("# @package _global_\ndefaults:\n  - qwen3_grpo\nname: mine\nseed: 5\n")
-    ran = slime_launch("+experiment=mine", "mode=plan", "--config-dir", str(folder.parent), "hydra.run.dir=run", cwd=tmp_path)
+    ran = slime_launch(
+        "+experiment=mine", "mode=plan", "--config-dir", str(folder.parent), "hydra.run.dir=run", cwd=tmp_path
+    )
     assert ran.code == 0, ran.err
     assert read_plan(tmp_path / "run" / "plan.json").name == "mine"
 
@@ -130,7 +144,11 @@ def drafts(links: dict[int, set[int]]) -> list[Draft]:
     ]  # fmt: skip
 
 
-@given(st.integers(1, 12).flatmap(lambda n: st.tuples(*(st.sets(st.integers(0, i - 1)) if i else st.just(set()) for i in range(n)))))
+@given(
+    st.integers(1, 12).flatmap(
+        lambda n: st.tuples(*(st.sets(st.integers(0, i - 1)) if i else st.just(set()) for i in range(n)))
+    )
+)
 def test_phases_are_the_longest_path(links: tuple[set[int], ...]) -> None:
     made = drafts(dict(enumerate(links)))
     phases = assign_phases(made, draw_edges(made))

@@ -21,7 +21,10 @@ BAD = [
     ([GLM, "+trainer.foo=1"], "error: trainer.foo=1: unknown key; did you mean trainer."),
     ([GLM, "rollout.topology.groups.engine.num_engine=2"], "did you mean rollout.topology.groups.engine.num_engines?"),
     ([GLM, "model.family=gml_omni"], "error: model.family=gml_omni: no such family; did you mean glm_omni?"),
-    ([QWEN, "+rollout.server_args.common.mem_fraction_statik=0.1"], "no such SGLang server argument; did you mean mem_fraction_static?"),
+    (
+        [QWEN, "+rollout.server_args.common.mem_fraction_statik=0.1"],
+        "no such SGLang server argument; did you mean mem_fraction_static?",
+    ),
     ([QWEN, "reward.score=exat"], "error: reward.score=exat: no such part; did you mean exact?"),
     # types and ranges
     ([GLM, "trainer.num_steps=many"], "error: trainer.num_steps=many: expected int, got str; give int"),
@@ -46,42 +49,85 @@ BAD = [
     ([GLM, "mode=runn"], "error: mode=runn: invalid enum value 'runn'; did you mean run?"),
     ([GLM, "resume=auto"], "error: resume=auto: resuming is not built yet; leave resume=null"),
     # the model does not fit
-    ([GLM, "trainer.parallel.tp=3"], "error: trainer.parallel.tp=3: does not divide num_attention_heads=4 of the model; give a divisor of 4"),
-    ([GLM, "trainer.parallel.tp=4"], "error: trainer.parallel.tp=4: does not divide num_key_value_heads=2 of the model"),
-    ([GLM, "rollout.topology.groups.engine.tp=3"], "error: rollout.topology.groups.engine.tp=3: does not divide num_attention_heads=4"),
+    (
+        [GLM, "trainer.parallel.tp=3"],
+        "error: trainer.parallel.tp=3: does not divide num_attention_heads=4 of the model; give a divisor of 4",
+    ),
+    (
+        [GLM, "trainer.parallel.tp=4"],
+        "error: trainer.parallel.tp=4: does not divide num_key_value_heads=2 of the model",
+    ),
+    (
+        [GLM, "rollout.topology.groups.engine.tp=3"],
+        "error: rollout.topology.groups.engine.tp=3: does not divide num_attention_heads=4",
+    ),
     ([GLM, "trainer.parallel.pp=3"], "error: trainer.parallel.pp=3: does not divide num_hidden_layers=2 of the model"),
-    ([GLM, "model.hf_config=/nowhere/config.json"], "error: model.hf_config=/nowhere/config.json: no /nowhere/config.json; name a"),
-    ([GLM, "model.hf_checkpoint=/nowhere"], "error: model.hf_checkpoint=/nowhere: no such folder; name a Hugging Face checkpoint folder"),
+    (
+        [GLM, "model.hf_config=/nowhere/config.json"],
+        "error: model.hf_config=/nowhere/config.json: no /nowhere/config.json; name a",
+    ),
+    (
+        [GLM, "model.hf_checkpoint=/nowhere"],
+        "error: model.hf_checkpoint=/nowhere: no such folder; name a Hugging Face checkpoint folder",
+    ),
     # topologies and batches that contradict themselves
-    ([GLM, "model.freeze=[]"], "the vision encoder (encoders.vision.) would train, and an encoder-only server has no way to take new weights; add"),
+    (
+        [GLM, "model.freeze=[]"],
+        "the vision encoder (encoders.vision.) would train, "
+        "and an encoder-only server has no way to take new weights; add",
+    ),
     ([GLM, "model.freeze=['(']"], "error: model.freeze=(: not a regular expression"),
-    ([QWEN, "rollout/topology=epd"], "encoder: SGLang cannot split Qwen3ForCausalLM into encoder and language model; use rollout/topology=single"),
+    (
+        [QWEN, "rollout/topology=epd"],
+        "encoder: SGLang cannot split Qwen3ForCausalLM into encoder and language model; use rollout/topology=single",
+    ),
     ([GLM, "rollout.epd_architectures=[]"], "SGLang cannot split Glm4vForConditionalGeneration"),
-    ([GLM, "rollout.group_size=1"], "error: rollout.group_size=1: advantages compare the samples of one prompt, and one sample has none to compare with; give 2 or more"),
+    (
+        [GLM, "rollout.group_size=1"],
+        "error: rollout.group_size=1: advantages compare the samples of one prompt, "
+        "and one sample has none to compare with; give 2 or more",
+    ),
     ([GLM, "trainer.num_minibatches=7"], "error: trainer.num_minibatches=7: 128 samples a step do not divide by"),
     ([GLM, "cluster.device=cuda"], "error: cluster.device=cuda: this machine shows no GPU; use cluster.device=auto"),
     ([GLM, "cluster.base_port=70000"], "error: cluster.base_port=70000: ports 70000 to"),
     # targets
-    ([QWEN, "data._target_=os.system"], "error: data._target_=os.system: only objects of components, slime_launch are allowed"),
+    (
+        [QWEN, "data._target_=os.system"],
+        "error: data._target_=os.system: only objects of components, slime_launch are allowed",
+    ),
     ([QWEN, "data._target_=components.data.reasoning_gym.importlib"], "defines no class or function importlib"),
     ([QWEN, "data._target_=components.rollout.client.asyncio.run"], "no module components.rollout.client.asyncio"),
     ([QWEN, "data._target_=components.rollout.client.httpx"], "defines no class or function httpx"),
     ([QWEN, "data._target_=components.data.nothing.At"], "no module components.data.nothing"),
     ([QWEN, "model.spec._target_=5"], "error: model.spec._target_=5: not a dotted name"),
-    ([QWEN, "driver.loop._target_=os.abort"], "error: driver.loop._target_=os.abort: only objects of components, slime_launch are allowed"),
-    ([QWEN, "+tracking.trackers.x._target_=shutil.copy"], "error: tracking.trackers.x._target_=shutil.copy: only objects of"),
-    ([QWEN, "+hydra.callbacks.x._target_=shutil.copy"], "error: hydra.callbacks.x._target_=shutil.copy: only Hydra's own plugins may stand here"),
+    (
+        [QWEN, "driver.loop._target_=os.abort"],
+        "error: driver.loop._target_=os.abort: only objects of components, slime_launch are allowed",
+    ),
+    (
+        [QWEN, "+tracking.trackers.x._target_=shutil.copy"],
+        "error: tracking.trackers.x._target_=shutil.copy: only objects of",
+    ),
+    (
+        [QWEN, "+hydra.callbacks.x._target_=shutil.copy"],
+        "error: hydra.callbacks.x._target_=shutil.copy: only Hydra's own plugins may stand here",
+    ),
     ([QWEN, "hydra.sweeper._target_=os.system"], "error: hydra.sweeper._target_=os.system: only Hydra's own plugins"),
-    ([QWEN, "+hydra.job_logging.handlers.x.class=subprocess.Popen"], "only Python's own logging classes may stand here"),
+    (
+        [QWEN, "+hydra.job_logging.handlers.x.class=subprocess.Popen"],
+        "only Python's own logging classes may stand here",
+    ),
     ([QWEN, "hydra.searchpath=[pkg://evil]"], "error: hydra.searchpath=[pkg://evil]: not supported; use --config-dir"),
     ([QWEN, "--config-dir", "/nowhere"], "error: --config-dir=/nowhere: no such folder"),
     ([QWEN, "--nonsense"], "unrecognized arguments: --nonsense; slime-launch --help lists what there is"),
     ([QWEN, "--config-name", "other"], "error: --config-name=other: not supported"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("args", "line"), BAD, ids=[" ".join(args)[:60] for args, _ in BAD])
-def test_refused(args: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_refused(
+    args: list[str], line: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "")
     assert command(["mode=plan", *args] if not any(arg.startswith("mode=") for arg in args) else args) == 2
@@ -93,7 +139,9 @@ def test_refused(args: list[str], line: str, tmp_path: Path, monkeypatch: pytest
 
 
 def test_the_command_lists_every_problem_and_leaves_nothing(tmp_path: Path) -> None:
-    ran = slime_launch(GLM, "trainer.num_step=2", "rollout.group_size=0", "cluster.device=gpu", "data._target_=os.system", cwd=tmp_path)
+    ran = slime_launch(
+        GLM, "trainer.num_step=2", "rollout.group_size=0", "cluster.device=gpu", "data._target_=os.system", cwd=tmp_path
+    )
     assert (ran.code, ran.out) == (2, "")
     keys = [line.removeprefix("error: ").split("=")[0] for line in ran.err.splitlines()]
     assert sorted(keys) == ["cluster.device", "data._target_", "rollout.group_size", "trainer.num_step"]
@@ -145,14 +193,21 @@ def checkpoint(tmp_path: Path) -> Path:
     """A checkpoint folder that passes: a config.json, an empty but valid safetensors file, a tokenizer."""
     folder = tmp_path / "checkpoint"
     folder.mkdir()
-    config = {"architectures": ["Qwen3ForCausalLM"], "num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
+    config = {
+        "architectures": ["Qwen3ForCausalLM"],
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "num_hidden_layers": 2,
+    }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
     (folder / "tokenizer.json").write_text("{}")
     return folder
 
 
-def checkpoint_errors(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> str:
+def checkpoint_errors(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> str:
     work = tmp_path / "work"
     work.mkdir()
     monkeypatch.chdir(work)

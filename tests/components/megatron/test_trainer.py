@@ -423,3 +423,22 @@ def test_sharing_prompts_changes_nothing_but_time(folders: dict[str, Path], star
         trainer.stop()
     del metrics[0]["perf/train_time"], metrics[1]["perf/train_time"]
     assert metrics[0] == pytest.approx(metrics[1], rel=1e-5, abs=1e-6)
+
+
+def test_banned_tokens_have_no_probability(start: Start, folders: dict[str, Path]) -> None:
+    """The gap to an engine that never samples them is nil; to one that may, it is not."""
+    banned, gaps = [3, 40, 77], []
+    model = hf_model(folders["qwen3"], "qwen3")
+    trainer = start("qwen3", banned_tokens=banned, max_logprob_gap=1.0, optim=OPTIM | {"lr": 1e-30})
+    for hidden in (banned, []):
+        samples = random_samples("qwen3")
+        for sample in samples:
+            sample.response_ids = [5 if token in banned else token for token in sample.response_ids]
+            ids, first = torch.tensor([sample.prompt_ids + sample.response_ids]), len(sample.prompt_ids)
+            with torch.no_grad():
+                logits_SV = model(ids).logits[0].index_fill(-1, torch.tensor(hidden, dtype=torch.long), -torch.inf)
+            logprobs_RV = logits_SV[first - 1 : -1].log_softmax(-1)
+            sample.logprobs = logprobs_RV.gather(-1, ids[0, first:, None])[:, 0].tolist()
+        gaps.append(trainer.train(1, samples)["train/train_rollout_logprob_abs_diff/max"])
+    assert gaps[0] <= 1e-5
+    assert gaps[1] > 1e-3
