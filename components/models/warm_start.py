@@ -41,8 +41,8 @@ class Lesson:
 
     temperature: float = 1.0
     max_new_tokens: int = 8
-    score_low: float = 0.36
-    score_high: float = 0.44
+    score_low: float = 0.39
+    score_high: float = 0.46
     num_scored: int = 512
     num_prepared: int = 1500
     check_every: int = 4
