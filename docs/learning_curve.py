@@ -26,7 +26,9 @@ def main(out: Path, runs: list[Path]) -> None:
         plan = json.loads((run / "plan.json").read_text())
         seed = next(actor["args"]["seed"] for actor in plan["actors"] if actor["kind"] == "rollout")
         trained = [line for line in lines if "rollout/reward" in line]
-        axes.plot([line["step"] for line in trained], [line["rollout/reward"] for line in trained], colour, lw=0.8, alpha=0.35)
+        axes.plot(
+            [line["step"] for line in trained], [line["rollout/reward"] for line in trained], colour, lw=0.8, alpha=0.35
+        )
         name = next(key for key in lines[0] if key.startswith("eval/") and not key.endswith("/greedy"))
         scored = [line for line in lines if name in line]
         label = f"{plan['name']}, seed {seed}: held-out score"

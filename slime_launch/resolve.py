@@ -19,6 +19,7 @@ from slime_launch.schema import Config, EngineGroup, Layered
 
 HOST = "127.0.0.1"
 EPD_ENV = "SLIME_LAUNCH_EPD_ARCHITECTURES"
+BANNED_ENV = "SLIME_LAUNCH_BANNED_TOKENS"
 BACKEND = {"cpu": "gloo", "cuda": "nccl"}
 NEEDS = {
     "checkpoint": (),
@@ -164,7 +165,8 @@ def _engine(c: _Context, name: str, group: EngineGroup, encoded: bool) -> Draft:
             "timeout_s": c.config.trainer.timeout_s,
         }
         args |= {"language_only": True} if encoded else {}
-    env = layered(rollout.server_env, c.device, kind) | {EPD_ENV: ",".join(rollout.epd_architectures)}
+    own_env = {EPD_ENV: ",".join(rollout.epd_architectures), BANNED_ENV: ",".join(map(str, c.banned_tokens))}
+    env = layered(rollout.server_env, c.device, kind) | own_env
     server = _server(c, name, kind, port, {**args, **group.overrides}, {key: str(value) for key, value in env.items()})
     gpus = group.gpus_per_engine if c.device == "cuda" else 0.0
     resources = Resources(cpu=max(1, rollout.server_threads), gpu=gpus)
@@ -219,6 +221,6 @@ def _rollout(c: _Context) -> Draft:
             "temperature": rollout.temperature, "top_p": rollout.top_p, "max_new_tokens": rollout.max_new_tokens,
         },
         "max_concurrency": rollout.max_concurrency * engines, "request_timeout_s": rollout.request_timeout_s,
-        "seed": c.config.seed, "banned_tokens": c.banned_tokens,
+        "seed": c.config.seed,
     }  # fmt: skip
     return _draft("rollout", "rollout", target, Resources(cpu=1), own | args)

@@ -6,12 +6,14 @@ import base64
 import io
 import os
 import socket
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import httpx
 import numpy as np
 
+from components.sglang.banned import BANNED_ENV
 from components.sglang.server import Server
 from slime_launch.guard import descendants
 from slime_launch.types import Endpoint
@@ -52,7 +54,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def make_server(kind: str, model: Path, folder: Path, *, name: str = "", **server_args: Any) -> Server:
+def make_server(
+    kind: str, model: Path, folder: Path, *, name: str = "", banned: Sequence[int] = (), **server_args: Any
+) -> Server:
     """A server that is not started yet; its log lies in ``folder``."""
     name = name or kind
     sync = {"port": free_port(), "backend": "gloo", "group": f"{name}-{os.getpid()}", "timeout_s": 60.0}
@@ -63,7 +67,7 @@ def make_server(kind: str, model: Path, folder: Path, *, name: str = "", **serve
         port=free_port(),
         model_path=str(model),
         server_args=ARGS[kind] | server_args,
-        env=ENV,
+        env=ENV | {BANNED_ENV: ",".join(map(str, banned))},
         log=str(folder / f"{name}.log"),
         start_timeout_s=180.0,
         weight_sync=sync if kind == "regular" else None,

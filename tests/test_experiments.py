@@ -25,7 +25,7 @@ EVERY_STEP = {
 SAMPLE = {"step", "group", "index", "prompt", "response", "reward", "reward_parts", "weight_version", "status"}
 SUMMARY = {"status", "steps", "wall_s", "startup_s", "eval_before", "eval_after", "peak_rss_mb", "output_dir"}
 STEPS, PROMPTS, GROUP = 3, 4, 4
-CASES = {"glm_omni_grpo": "digits", "qwen3_grpo": "chain_sum"}
+CASES = {"glm_omni_grpo": "digits", "qwen3_grpo": "spell_backward"}
 
 
 @pytest.fixture(scope="module", params=sorted(CASES))

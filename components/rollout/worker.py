@@ -15,8 +15,6 @@ from slime_launch.interfaces import DataSource, Needs, Provides, Reward
 from slime_launch.targets import instantiate
 from slime_launch.types import Metrics, Prompt, Sample
 
-_BAN = -100.0
-
 
 class RolloutWorker:
     """Implements slime_launch.interfaces.Rollout.
@@ -25,7 +23,6 @@ class RolloutWorker:
     score: the reward part that evaluation reports, null for the mixed reward.
     sampling: temperature, top_p, max_new_tokens.
     max_concurrency: requests in flight, all engines together.
-    banned_tokens: ids never sampled (media placeholders: there is no medium behind a sampled one).
     """
 
     def __init__(
@@ -42,12 +39,11 @@ class RolloutWorker:
         max_concurrency: int,
         request_timeout_s: float,
         seed: int,
-        banned_tokens: Sequence[int] = (),
     ) -> None:
         self._hf_checkpoint, self._data_node, self._reward_node = hf_checkpoint, data, reward
         self._score, self._seed = score, seed
         self._num_prompts, self._group_size, self._eval_samples = num_prompts, group_size, eval_samples
-        self._sampling = sampling | {"logit_bias": {str(token): _BAN for token in banned_tokens} or None}
+        self._sampling = sampling
         self._max_concurrency, self._request_timeout_s = max_concurrency, request_timeout_s
         self._runner = asyncio.Runner()
         self._client: Client | None = None

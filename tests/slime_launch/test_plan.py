@@ -48,6 +48,9 @@ def test_the_omni_graph(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
     assert not any(src == "encoder-0" and name == "weight_sink" for src, _, name in edges)
     engine = next(actor for actor in plan.actors if actor.name == "engine-0")
     assert engine.args["server_args"]["language_only"] is True
+    media = [10, 11, 12, 13, 14, 15]
+    assert engine.args["env"]["SLIME_LAUNCH_BANNED_TOKENS"] == ",".join(map(str, media))
+    assert plan.of_kind("trainer")[0].args["banned_tokens"] == media
 
 
 def test_overrides_reach_their_actor(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

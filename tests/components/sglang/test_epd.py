@@ -11,13 +11,12 @@ from typing import Any
 import pytest
 import torch
 
-from tests.components.sglang.conftest import Split
+from tests.components.sglang.conftest import MEDIA, Split
 from tests.servers import data_uri, listening, picture, post, processes, sampled
 
 pytestmark = pytest.mark.servers
 
 TEXT = "[gMASK]<sop><|user|>\n{images}what is it?<|assistant|>\n"
-MEDIA = range(10, 16)
 IMAGE = "<|begin_of_image|><|image|><|end_of_image|>"
 
 
@@ -38,21 +37,20 @@ class Reference:
         return self.processor(text=text, images=opened, return_tensors="pt")
 
     def logprobs(self, images: list[bytes], response: list[int]) -> torch.Tensor:
-        """[T] logprobs of the response, up to the first sampled media token, behind which transformers cannot go on."""
-        inputs = self.inputs(images)
-        T = next((i + 1 for i, token in enumerate(response) if token in MEDIA), len(response))
-        length, seen = inputs["input_ids"].shape[1], response[: T - 1]
-        ids_1S = torch.cat([inputs["input_ids"], torch.tensor([seen], dtype=torch.long)], 1)
+        """[T] logprobs of the response, the media tokens having no probability."""
+        inputs, T = self.inputs(images), len(response)
+        length = inputs["input_ids"].shape[1]
+        ids_1S = torch.cat([inputs["input_ids"], torch.tensor([response[:-1]], dtype=torch.long)], 1)
         types_1S = torch.cat([inputs["mm_token_type_ids"], torch.zeros(1, T - 1, dtype=torch.long)], 1)
         media = {name: inputs[name] for name in ("pixel_values", "image_grid_thw")}
         with torch.no_grad():
             logits_TV = self.model(input_ids=ids_1S, mm_token_type_ids=types_1S, **media).logits[0, length - 1 :]
-        return logits_TV.log_softmax(-1).gather(1, torch.tensor(response[:T])[:, None])[:, 0]
+        logits_TV[:, list(MEDIA)] = -torch.inf
+        return logits_TV.log_softmax(-1).gather(1, torch.tensor(response)[:, None])[:, 0]
 
     def gaps(self, images: list[bytes], response: list[int], logprobs: list[float]) -> torch.Tensor:
         """[T] distances from the engine's logprobs."""
-        ours_T = self.logprobs(images, response)
-        return (ours_T - torch.tensor(logprobs)[: len(ours_T)]).abs()
+        return (self.logprobs(images, response) - torch.tensor(logprobs)).abs()
 
 
 @pytest.fixture(scope="module")
@@ -69,6 +67,7 @@ def test_logprobs_through_the_router_are_those_of_transformers(split: Split, ref
     before = split.encoder.encoder_requests()
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda images: sampled(split.endpoint, **request(images)), batches))
+    assert not {token for ids, _, _ in answers for token in ids} & set(MEDIA)
     gaps = []
     for images, (ids, logprobs, meta) in zip(batches, answers, strict=True):
         assert meta["prompt_tokens"] == reference.inputs(images)["input_ids"].shape[1]
