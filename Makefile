@@ -25,8 +25,8 @@ run: $(STAMP)  ## train the tiny GLM-Omni (ARGS="key=value ..." adds overrides)
 test: $(STAMP)  ## everything but the long proofs
 	$(BIN)/pytest -m "not full" $(ARGS)
 
-test-full: $(STAMP)  ## the long proofs too: three seeds of each experiment
-	$(BIN)/pytest -m full $(ARGS)
+test-full: $(STAMP)  ## the long proofs: three seeds of each experiment
+	$(BIN)/pytest -m full -rP $(ARGS)
 
 lint: $(STAMP)  ## ruff and mypy --strict
 	$(BIN)/ruff check .

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from slime_launch.errors import Problem
+from slime_launch.hf_folder import folder_faults
 from slime_launch.machine import Machine, epd_architectures, port_is_free, server_argument_names
 from slime_launch.paths import COMPONENTS
 from slime_launch.resolve import checkpoint_folder, choose_device, hf_config_file, num_ports
@@ -19,8 +20,6 @@ from slime_launch.schema import Config, EngineGroup
 from slime_launch.schema.build import nearest
 
 BUILT_MODES = ("run", "plan")
-WEIGHT_FILES = ("model.safetensors", "model.safetensors.index.json")
-UNSAFE = ("*.py", "*.bin", "*.pt", "*.pkl")
 
 
 @dataclass(frozen=True)
@@ -112,66 +111,11 @@ def checkpoint_is_whole(f: Facts) -> Iterator[Problem]:
     given = f.config.model.hf_checkpoint
     if given is None:
         return
-    folder = checkpoint_folder(f.config)
-    if not folder.is_dir():
-        yield Problem("model.hf_checkpoint", given, "no such folder", "name a Hugging Face checkpoint folder")
-        return
-    if not any((folder / name).is_file() for name in WEIGHT_FILES):
-        yield Problem(
-            "model.hf_checkpoint", given, "has no safetensors weights", f"it needs {' or '.join(WEIGHT_FILES)}"
-        )
-    yield from _shards_are_there(f)
-    if not (folder / "tokenizer.json").is_file() and not (folder / "tokenizer_config.json").is_file():
-        yield Problem("model.hf_checkpoint", given, "has no tokenizer", "save the tokenizer into the folder")
-    for pattern in UNSAFE:
-        for file in folder.glob(pattern):
-            yield Problem(
-                "model.hf_checkpoint",
-                given,
-                f"holds {file.name}, which would run code when loaded",
-                "keep safetensors and JSON files only",
-            )
+    for reason, mend in folder_faults(checkpoint_folder(f.config)):
+        yield Problem("model.hf_checkpoint", given, reason, mend)
     if "auto_map" in f.hf:
-        yield Problem(
-            "model.hf_checkpoint", given, "config.json has auto_map, which names code to run", "remove the entry"
-        )
-
-
-def _shards_are_there(f: Facts) -> Iterator[Problem]:
-    folder, given = checkpoint_folder(f.config), f.config.model.hf_checkpoint
-    index = folder / "model.safetensors.index.json"
-    if not index.is_file():
-        files = {"model.safetensors"} if (folder / "model.safetensors").is_file() else set()
-    else:
-        try:
-            files = set(json.loads(index.read_text())["weight_map"].values())
-        except (ValueError, KeyError, AttributeError) as error:
-            yield Problem(
-                "model.hf_checkpoint", given, f"{index.name} is broken ({error!r})", "save the checkpoint again"
-            )
-            return
-    for name in sorted(files):
-        file = folder / name
-        if not file.is_file():
-            yield Problem("model.hf_checkpoint", given, f"{name} is missing", "copy every shard of the checkpoint")
-        elif not _safetensors_is_whole(file):
-            yield Problem(
-                "model.hf_checkpoint", given, f"{name} is cut short or no safetensors file", "copy or save it again"
-            )
-
-
-def _safetensors_is_whole(file: Any) -> bool:
-    size = file.stat().st_size
-    with file.open("rb") as stream:
-        length = int.from_bytes(stream.read(8), "little")
-        if size < 8 or length > size - 8:
-            return False
-        try:
-            header = json.loads(stream.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
-        except (ValueError, KeyError, TypeError, AttributeError):
-            return False
-    return bool(size == 8 + length + max(ends, default=0))
+        reason = "config.json has auto_map, which names code to run"
+        yield Problem("model.hf_checkpoint", given, reason, "remove the entry")
 
 
 def groups_can_be_compared(f: Facts) -> Iterator[Problem]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -34,7 +35,7 @@ class Actor:
     name: str
     kind: str
     component: str
-    phase: int
+    phase: int = 0
     resources: Resources
     needs: tuple[str, ...]
     provides: tuple[str, ...]
@@ -87,32 +88,19 @@ def read_plan(file: Path) -> LaunchPlan:
     return msgspec.json.decode(file.read_bytes(), type=LaunchPlan)
 
 
-@dataclass(frozen=True, kw_only=True)
-class Draft:
-    """An actor before its phase is known."""
-
-    name: str
-    kind: str
-    component: str
-    resources: Resources
-    needs: tuple[str, ...]
-    provides: tuple[str, ...]
-    args: dict[str, Any]
-
-
-def draw_edges(drafts: list[Draft]) -> list[Edge]:
+def draw_edges(actors: Sequence[Actor]) -> list[Edge]:
     """Every provider of a name, joined to everyone who needs it; a need that nobody provides draws nothing."""
     providers: dict[str, list[str]] = {}
-    for draft in drafts:
-        for name in draft.provides:
-            providers.setdefault(name, []).append(draft.name)
-    return [Edge(src=src, dst=d.name, name=name) for d in drafts for name in d.needs for src in providers.get(name, [])]
+    for actor in actors:
+        for name in actor.provides:
+            providers.setdefault(name, []).append(actor.name)
+    return [Edge(src=src, dst=a.name, name=name) for a in actors for name in a.needs for src in providers.get(name, [])]
 
 
-def assign_phases(drafts: list[Draft], edges: list[Edge]) -> dict[str, int]:
+def assign_phases(actors: Sequence[Actor], edges: Sequence[Edge]) -> dict[str, int]:
     """Longest path from an actor that needs nothing; the graph must have no cycle."""
-    phases = {draft.name: 0 for draft in drafts}
-    for _ in drafts:
+    phases = {actor.name: 0 for actor in actors}
+    for _ in actors:
         changed = False
         for edge in edges:
             if phases[edge.dst] <= phases[edge.src]:

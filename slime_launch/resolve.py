@@ -7,14 +7,14 @@ import json
 import os
 import re
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from slime_launch import __version__
 from slime_launch.machine import Machine
 from slime_launch.paths import COMPONENTS
-from slime_launch.plan import Actor, Draft, LaunchPlan, Resources, assign_phases, draw_edges
+from slime_launch.plan import Actor, LaunchPlan, Resources, assign_phases, draw_edges
 from slime_launch.schema import Config, EngineGroup, Layered
 
 HOST = "127.0.0.1"
@@ -90,37 +90,31 @@ def resolve(config: Config, machine: Machine, ports: list[int], hf: Mapping[str,
     device = choose_device(config, machine)
     context = _Context(config, device, str(checkpoint_folder(config)), iter(ports), media_tokens(hf))
     ray_port = next(context.ports)
-    drafts = [*_checkpoint(context), *_engines(context), _router(context), *_trainers(context), _rollout(context)]
-    provided = {name for draft in drafts for name in draft.provides}
-    edges = draw_edges(drafts)
-    phases = assign_phases(drafts, edges)
+    unordered = [*_checkpoint(context), *_engines(context), _router(context), *_trainers(context), _rollout(context)]
+    provided = {name for actor in unordered for name in actor.provides}
+    edges = draw_edges(unordered)
+    phases = assign_phases(unordered, edges)
     actors = [
-        Actor(
-            name=d.name,
-            kind=d.kind,
-            component=d.component,
-            phase=phases[d.name],
-            resources=d.resources,
-            needs=tuple(name for name in d.needs if name in provided),
-            provides=d.provides,
-            args=d.args,
-        )
-        for d in drafts
+        replace(actor, phase=phases[actor.name], needs=tuple(name for name in actor.needs if name in provided))
+        for actor in unordered
     ]
     return LaunchPlan(
-        name=config.name, platform=device, ray_port=ray_port, edges=tuple(edges),
+        name=config.name,
+        platform=device,
+        ray_port=ray_port,
+        edges=tuple(edges),
         actors=tuple(sorted(actors, key=lambda actor: actor.phase)),
-    )  # fmt: skip
+    )
 
 
 def media_tokens(hf: Mapping[str, Any]) -> list[int]:
-    """Ids of the placeholders and brackets of images, video and audio: never to be sampled, no medium stands behind one."""
+    """Ids of the placeholders and brackets of images, video and audio: never sampled, no medium stands behind one."""
     names = re.compile(r"^(image|video|audio|vision)_(.*_)?token_(id|index)$")
     return sorted({value for name, value in hf.items() if names.match(name) and isinstance(value, int)})
 
 
-def _draft(kind: str, name: str, component: str, resources: Resources, args: dict[str, Any]) -> Draft:
-    return Draft(
+def _actor(kind: str, name: str, component: str, resources: Resources, args: dict[str, Any]) -> Actor:
+    return Actor(
         name=name, kind=kind, component=component, resources=resources, args=args,
         needs=NEEDS[kind], provides=PROVIDES[kind],
     )  # fmt: skip
@@ -131,14 +125,14 @@ def _open(node: dict[str, Any]) -> tuple[str, dict[str, Any]]:
     return node["_target_"], {key: value for key, value in node.items() if key != "_target_"}
 
 
-def _checkpoint(c: _Context) -> Iterator[Draft]:
+def _checkpoint(c: _Context) -> Iterator[Actor]:
     if c.config.model.hf_checkpoint is None:
         target, args = _open(c.config.model.tiny)
         resources = Resources(cpu=int(args.get("threads", 1)))
-        yield _draft("checkpoint", "checkpoint", target, resources, {"folder": c.checkpoint, **args})
+        yield _actor("checkpoint", "checkpoint", target, resources, {"folder": c.checkpoint, **args})
 
 
-def _engines(c: _Context) -> Iterator[Draft]:
+def _engines(c: _Context) -> Iterator[Actor]:
     groups = c.config.rollout.topology.groups
     encoded = any(group.worker_type == "encoder" for group in groups.values())
     for name, group in groups.items():
@@ -152,7 +146,7 @@ def layered(values: Layered, device: str, kind: str) -> dict[str, Any]:
     return {**by_name["common"], **by_name[device], **by_name[kind]}
 
 
-def _engine(c: _Context, name: str, group: EngineGroup, encoded: bool) -> Draft:
+def _engine(c: _Context, name: str, group: EngineGroup, encoded: bool) -> Actor:
     rollout, kind = c.config.rollout, group.worker_type
     port, second = next(c.ports), next(c.ports)
     args = layered(rollout.server_args, c.device, kind) | {"tp_size": group.tp, "random_seed": c.config.seed}
@@ -171,7 +165,7 @@ def _engine(c: _Context, name: str, group: EngineGroup, encoded: bool) -> Draft:
     gpus = group.gpus_per_engine if c.device == "cuda" else 0.0
     resources = Resources(cpu=max(1, rollout.server_threads), gpu=gpus)
     target, own = _open(rollout.server)
-    return _draft(kind, name, target, resources, own | server | {"weight_sync": weight_sync})
+    return _actor(kind, name, target, resources, own | server | {"weight_sync": weight_sync})
 
 
 def _server(c: _Context, name: str, kind: str, port: int, args: dict[str, Any], env: dict[str, str]) -> dict[str, Any]:
@@ -182,13 +176,13 @@ def _server(c: _Context, name: str, kind: str, port: int, args: dict[str, Any], 
     }  # fmt: skip
 
 
-def _router(c: _Context) -> Draft:
+def _router(c: _Context) -> Actor:
     args = _server(c, "router", "router", next(c.ports), dict(c.config.rollout.router_args), {})
     target, own = _open(c.config.rollout.server)
-    return _draft("router", "router", target, Resources(cpu=1), own | args)
+    return _actor("router", "router", target, Resources(cpu=1), own | args)
 
 
-def _trainers(c: _Context) -> Iterator[Draft]:
+def _trainers(c: _Context) -> Iterator[Actor]:
     trainer, model = c.config.trainer, c.config.model
     world_size = trainer.parallel.tp * trainer.parallel.pp * trainer.parallel.dp
     rendezvous = f"tcp://{HOST}:{next(c.ports)}"
@@ -206,10 +200,10 @@ def _trainers(c: _Context) -> Iterator[Draft]:
     resources = Resources(cpu=trainer.threads, gpu=trainer.gpus_per_rank if c.device == "cuda" else 0.0)
     target, own = _open(trainer.worker)
     for rank in range(world_size):
-        yield _draft("trainer", f"trainer-{rank}", target, resources, own | shared | {"rank": rank})
+        yield _actor("trainer", f"trainer-{rank}", target, resources, own | shared | {"rank": rank})
 
 
-def _rollout(c: _Context) -> Draft:
+def _rollout(c: _Context) -> Actor:
     rollout = c.config.rollout
     engines = sum(g.num_engines for g in rollout.topology.groups.values() if g.worker_type == "regular")
     target, own = _open(rollout.worker)
@@ -223,4 +217,4 @@ def _rollout(c: _Context) -> Draft:
         "max_concurrency": rollout.max_concurrency * engines, "request_timeout_s": rollout.request_timeout_s,
         "seed": c.config.seed,
     }  # fmt: skip
-    return _draft("rollout", "rollout", target, Resources(cpu=1), own | args)
+    return _actor("rollout", "rollout", target, Resources(cpu=1), own | args)

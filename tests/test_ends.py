@@ -72,3 +72,12 @@ def test_an_engine_that_cannot_start_ends_the_run_with_its_log(checkpoint: Path,
     assert run.gone_within(1)
     assert "nonsense" in run.console()
     assert "logs/engine-0.log" in run.console()
+
+
+def test_a_gap_over_the_bound_ends_the_run_and_says_so(checkpoint: Path, tmp_path: Path) -> None:
+    args = ["data.eval_size=8", "rollout.num_prompts=2", "trainer.max_logprob_gap=1e-12"]
+    run = Run("+experiment=qwen3_grpo", f"model.hf_checkpoint={checkpoint}", *args, cwd=tmp_path)
+    assert run.wait(180) == 1
+    assert run.gone_within(1)
+    assert "max_logprob_gap" in run.console()
+    assert run.summary()["steps"] == 0

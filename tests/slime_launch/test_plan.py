@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slime_launch.cli import command
-from slime_launch.plan import Draft, LaunchPlan, Resources, assign_phases, draw_edges, read_plan
+from slime_launch.plan import Actor, LaunchPlan, Resources, assign_phases, draw_edges, read_plan
 from tests.slime_launch.commands import slime_launch
 
 EXPERIMENTS = sorted(file.stem for file in (Path(__file__).parents[2] / "conf" / "experiment").glob("*.yaml"))
@@ -137,9 +137,9 @@ def test_config_dir_holds_a_users_experiment(tmp_path: Path) -> None:
     assert read_plan(tmp_path / "run" / "plan.json").name == "mine"
 
 
-def drafts(links: dict[int, set[int]]) -> list[Draft]:
+def linked(links: dict[int, set[int]]) -> list[Actor]:
     return [
-        Draft(
+        Actor(
             name=str(node), kind="k", component="c", resources=Resources(cpu=1), provides=(f"p{node}",), args={},
             needs=tuple(f"p{other}" for other in sorted(below)),
         )
@@ -153,13 +153,13 @@ def drafts(links: dict[int, set[int]]) -> list[Draft]:
     )
 )
 def test_phases_are_the_longest_path(links: tuple[set[int], ...]) -> None:
-    made = drafts(dict(enumerate(links)))
+    made = linked(dict(enumerate(links)))
     phases = assign_phases(made, draw_edges(made))
     for node, below in enumerate(links):
         assert phases[str(node)] == max((phases[str(other)] + 1 for other in below), default=0)
 
 
 def test_a_cycle_is_an_error() -> None:
-    made = drafts({0: {1}, 1: {0}})
+    made = linked({0: {1}, 1: {0}})
     with pytest.raises(ValueError, match="cycle"):
         assign_phases(made, draw_edges(made))
