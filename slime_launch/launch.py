@@ -15,6 +15,7 @@ from slime_launch.progress import Progress
 _TICK_S = 0.25
 _HEALTH_EVERY_S = 2.0
 _SERVERS = ("encoder", "regular", "router")
+_ONE_SHOT = ("checkpoint",)  # their work is done once they have started
 _CREATE_TIMEOUT_S = 120.0
 
 
@@ -35,6 +36,8 @@ class Fleet:
 
         Raises ComponentError when one fails, DeadlineError when one is late.
         """
+        import ray
+
         for phase in self.plan.phases():
             for actor in phase:
                 self._create(actor)
@@ -45,6 +48,9 @@ class Fleet:
             self._progress.line(f"  {', '.join(calls)} up in {time.monotonic() - began:.0f} s")
             self._provided |= dict(zip(calls, results, strict=True))
             self._watched += [actor.name for actor in phase if actor.kind in _SERVERS]
+            for actor in phase:
+                if actor.kind in _ONE_SHOT:
+                    ray.kill(self._handles.pop(actor.name))
 
     def _create(self, actor: Actor) -> None:
         import ray
@@ -89,7 +95,7 @@ class Fleet:
                 signals.check()
                 done, left = ray.wait(left, timeout=_TICK_S)
                 for call in done:
-                    _get(call, what)
+                    self._raise_failure(call, what)
                 now = time.monotonic()
                 if left and now > next_health:
                     next_health = now + _HEALTH_EVERY_S
@@ -100,6 +106,15 @@ class Fleet:
                     )
                 self._progress.tick()
         return [_get(call, what) for call in calls]
+
+    def _raise_failure(self, call: Any, what: str) -> None:
+        """Raise what a finished call raised; a server that has just died explains it better than who asked it."""
+        try:
+            _get(call, what)
+        except ComponentError:
+            time.sleep(_TICK_S)  # the guard of a server that was killed needs a moment to tell
+            self.check_servers()
+            raise
 
     def check_servers(self) -> None:
         """Raise ComponentError when a server that was up is not any more."""

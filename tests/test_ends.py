@@ -61,7 +61,8 @@ def test_an_engine_that_dies_ends_the_run(run: Run) -> None:
     os.kill(victim, signal.SIGKILL)
     assert run.wait(30) == 1, run.console()
     assert run.gone_within(1), [psutil.Process(pid).cmdline() for pid in run.survivors()]
-    assert "failed: " in run.console()
+    assert "failed: server engine-0" in run.console()
+    assert "logs/engine-0.log" in run.console()
     assert run.summary()["status"] == "failed"
 
 
