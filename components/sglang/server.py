@@ -60,7 +60,7 @@ class Server:
         self.kind = kinds.KINDS[kind]
         self._kind_name = kind
         self._env = env
-        self._log = Path(log)
+        self._log = Path(log).resolve()
         self._timeout_s = start_timeout_s
         self._process: Guarded | None = None
         self._broken: str | None = None
