@@ -56,9 +56,11 @@ def test_a_signal_stops_it_while_an_engine_starts(run: Run, number: signal.Signa
 
 def test_an_engine_that_dies_ends_the_run(run: Run) -> None:
     wait_for_steps(run)
-    engines = [pid for pid in run.survivors() if "serve.py" in " ".join(psutil.Process(pid).cmdline())]
-    victim = max(engines)  # the server itself: its guard is older
-    os.kill(victim, signal.SIGKILL)
+    commands = {pid: " ".join(psutil.Process(pid).cmdline()) for pid in run.survivors()}
+    [engine] = [
+        pid for pid, command in commands.items() if "logs/engine-0.log" in command and "guard.py" not in command
+    ]
+    os.kill(engine, signal.SIGKILL)
     assert run.wait(30) == 1, run.console()
     assert run.gone_within(1), [psutil.Process(pid).cmdline() for pid in run.survivors()]
     assert "failed: server engine-0" in run.console()
