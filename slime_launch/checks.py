@@ -20,6 +20,23 @@ from slime_launch.schema import Config, EngineGroup
 from slime_launch.schema.build import nearest
 
 BUILT_MODES = ("run", "plan")
+LAYERS = ("common", "cpu", "cuda", "regular", "encoder")
+RESERVED_ARGS = frozenset(
+    [
+        "host",
+        "port",
+        "api_key",
+        "admin_api_key",
+        "model_path",
+        "trust_remote_code",
+        "encoder_only",
+        "prometheus_host",
+        "dist_init_addr",
+        "nccl_port",
+        "enable_custom_logit_processor",
+    ]
+)
+RESERVED_ENV = ("LD_", "PYTHON", "SLIME_LAUNCH_", "SGLANG_HOST_IP", "GLOO_")
 
 
 @dataclass(frozen=True)
@@ -33,7 +50,8 @@ class Facts:
     @property
     def text(self) -> dict[str, Any]:
         """The language model's part of config.json."""
-        return self.hf.get("text_config") or self.hf
+        text = self.hf.get("text_config")
+        return text if isinstance(text, dict) else self.hf
 
     def groups(self, worker_type: str) -> dict[str, EngineGroup]:
         """Engine groups of one worker type, by name."""
@@ -191,8 +209,11 @@ def encoders_fit_the_model(f: Facts) -> Iterator[Problem]:
                     f"SGLang cannot split {architecture} into encoder and language model",
                     "use rollout/topology=single, or a model that has an encoder",
                 )
+        if not f.config.model.encoders:
+            reason = "model.encoders names no encoder, so nothing says which parameters the server holds"
+            yield Problem(key, "encoder", reason, "name them, or use rollout/topology=single")
         for encoder, prefix in f.config.model.encoders.items():
-            if not any(_matches(pattern, prefix) for pattern in f.config.model.freeze):
+            if not any(_matches(pattern, prefix + "x.weight") for pattern in f.config.model.freeze):
                 yield Problem(
                     "model.freeze",
                     f.config.model.freeze,
@@ -224,9 +245,7 @@ def server_arguments_exist(f: Facts) -> Iterator[Problem]:
     """Server arguments are fields of the installed SGLang's ServerArgs."""
     known = server_argument_names()
     layers = f.config.rollout.server_args
-    named = {
-        f"rollout.server_args.{name}": getattr(layers, name) for name in ("common", "cpu", "cuda", "regular", "encoder")
-    }
+    named = {f"rollout.server_args.{name}": getattr(layers, name) for name in LAYERS}
     named |= {
         f"rollout.topology.groups.{n}.overrides": g.overrides for n, g in f.config.rollout.topology.groups.items()
     }
@@ -239,6 +258,22 @@ def server_arguments_exist(f: Facts) -> Iterator[Problem]:
                     "no such SGLang server argument",
                     nearest(name, known) if len(name) > 2 else "see SGLang's ServerArgs",
                 )
+
+
+def servers_stay_ours(f: Facts) -> Iterator[Problem]:
+    """Addresses, keys and code loading of the servers are the launcher's; their environment sets no loader."""
+    rollout = f.config.rollout
+    layers = {name: getattr(rollout.server_args, name) for name in LAYERS}
+    args = {f"rollout.server_args.{name}": layer for name, layer in layers.items()}
+    args |= {f"rollout.topology.groups.{n}.overrides": g.overrides for n, g in rollout.topology.groups.items()}
+    args["rollout.router_args"] = rollout.router_args
+    for key, values in args.items():
+        for name in sorted(values.keys() & RESERVED_ARGS):
+            yield Problem(f"{key}.{name}", values[name], "set by the launcher for each server", "remove it")
+    for layer in LAYERS:
+        for name, value in getattr(rollout.server_env, layer).items():
+            if name.startswith(RESERVED_ENV):
+                yield Problem(f"rollout.server_env.{layer}.{name}", value, "changes what a server loads", "remove it")
 
 
 def device_is_there(f: Facts) -> Iterator[Problem]:
@@ -287,5 +322,6 @@ def ports_are_free(f: Facts) -> Iterator[Problem]:
 RULES: tuple[Callable[[Facts], Iterator[Problem]], ...] = (
     mode_is_built, nodes_have_targets, reward_is_sound, checkpoint_is_whole, groups_can_be_compared, batch_divides,
     tensor_parallel_divides, pipeline_divides, topology_generates, encoders_fit_the_model, freeze_patterns_compile,
-    server_arguments_exist, device_is_there, ports_are_free,
+    server_arguments_exist,
+    servers_stay_ours, device_is_there, ports_are_free,
 )  # fmt: skip

@@ -36,6 +36,7 @@ from slime_launch.plan import LaunchPlan
 from slime_launch.resolve import num_ports, resolve
 
 REFUSED = 2
+_SIGNALLED = 128
 
 
 def main() -> None:
@@ -53,6 +54,13 @@ def command(argv: list[str]) -> int:
         print("\n".join(unique), file=sys.stderr)
     except LaunchError as error:
         print(f"error: {error}", file=sys.stderr)
+    except KeyboardInterrupt:
+        return 130
+    except Exception as error:  # a run reports its own failures: what comes here came before anything started
+        text = " ".join(str(error).split())
+        print(
+            f"error: arguments={' '.join(argv)}: {type(error).__name__}: {text}; mend the named input", file=sys.stderr
+        )
     return REFUSED
 
 
@@ -111,6 +119,8 @@ def _run(hydra: Hydra, lines: list[str], mode: RunMode) -> int:
 
     def task(config: DictConfig) -> int:
         codes.append(_job(config, lines, machine))
+        if codes[-1] >= _SIGNALLED:
+            raise SystemExit(codes[-1])  # a signal stops a sweep, not only its job
         return codes[-1]
 
     start = hydra.run if mode is RunMode.RUN else hydra.multirun
@@ -138,6 +148,9 @@ def _job(config: DictConfig, lines: list[str], machine: Machine) -> int:
     run_dir = Path(hydra_node.runtime.output_dir)
     if composed.config.mode == "plan":
         return _show(plan, composed, console, run_dir)
+    if (run_dir / "metrics.jsonl").exists():
+        mend = "give another folder, or leave it to the time of day"
+        raise ConfigError([Problem("hydra.run.dir", run_dir, "holds a run already", mend)])
     from slime_launch.run import execute
 
     return execute(composed, plan, run_dir, console)

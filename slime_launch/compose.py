@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -25,6 +26,7 @@ from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from slime_launch.errors import ConfigError, Problem
 from slime_launch.paths import CONF
@@ -33,8 +35,22 @@ from slime_launch.schema.build import build, defaults, nearest, unknown_key
 from slime_launch.targets import OWN_PACKAGES, find_targets, static_fault
 
 CONFIG_NAME = "config"
-HYDRA_PLUGINS = ("hydra._internal.core_plugins", "hydra_plugins", "hydra.experimental.callbacks")
-_STREAMS = ("ext://sys.stdout", "ext://sys.stderr")
+_NO_LOGGING = {"version": 1, "root": None, "disable_existing_loggers": False}
+SEALED: dict[str, Any] = {
+    "callbacks": {},
+    "job_logging": _NO_LOGGING,
+    "hydra_logging": _NO_LOGGING,
+    "searchpath": [],
+    "launcher": {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"},
+    "sweeper": {
+        "_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
+        "max_batch_size": None,
+        "params": None,
+    },
+    "job.env_set": {},
+    "job.env_copy": [],
+    "job.chdir": None,
+}
 
 
 @dataclass(frozen=True)
@@ -80,7 +96,7 @@ def check_arguments(args: argparse.Namespace) -> Iterator[Problem]:
 
 def parse_overrides(hydra: Hydra, lines: Iterable[str]) -> tuple[list[Override], list[Problem]]:
     """Parse each override on its own, so that all that are malformed are listed."""
-    parser, parsed, problems = OverridesParser.create(), [], []
+    parser, parsed, problems = OverridesParser.create(hydra.config_loader), [], []
     for line in lines:
         try:
             parsed.append(parser.parse_override(line))
@@ -101,13 +117,15 @@ def parse_overrides(hydra: Hydra, lines: Iterable[str]) -> tuple[list[Override],
 
 def _check_override(loader: ConfigLoaderImpl, override: Override) -> Problem | None:
     key, value = override.key_or_group, (override.input_line or "").partition("=")[2]
+    if override.is_sweep_override():
+        return Problem(key, value, "several values need a sweep", "add -m, or quote the value if it is one")
     if override.is_hydra_override():
         if key == "hydra.searchpath":
             return Problem(key, value, "not supported", "use --config-dir")
         return None
     if loader.repository.group_exists(key):
         chosen = override.value()
-        if override.is_delete() or override.is_sweep_override() or chosen is None or isinstance(chosen, list):
+        if override.is_delete() or chosen is None or isinstance(chosen, list):
             return None
         if not loader.repository.config_exists(f"{key}/{chosen}"):
             return Problem(key, chosen, "no such option", nearest(str(chosen), loader.get_group_options(key)))
@@ -136,7 +154,7 @@ def _groups(loader: ConfigLoaderImpl, parent: str = "") -> Iterator[str]:
             yield from _groups(loader, group)
 
 
-def compose(hydra: Hydra, lines: list[str], run_mode: RunMode = RunMode.RUN) -> tuple[DictConfig | None, list[Problem]]:
+def compose(hydra: Hydra, lines: list[str]) -> tuple[DictConfig | None, list[Problem]]:
     """Compose what the good overrides give.
 
     Returns (config with its hydra node, problems); the config is None when Hydra could not compose at all.
@@ -148,11 +166,11 @@ def compose(hydra: Hydra, lines: list[str], run_mode: RunMode = RunMode.RUN) -> 
         problem = _check_override(loader, override)
         if problem:
             problems.append(problem)
-        elif not (run_mode is RunMode.MULTIRUN and override.is_sweep_override()):
+        else:
             good.append(force_add(loader, override))
     try:
-        return loader.load_configuration(CONFIG_NAME, good, run_mode, validate_sweep_overrides=False), problems
-    except (HydraException, OmegaConfBaseException, OSError) as error:
+        return loader.load_configuration(CONFIG_NAME, good, RunMode.RUN, validate_sweep_overrides=False), problems
+    except (HydraException, OmegaConfBaseException, YAMLError, UnicodeError, RecursionError, OSError) as error:
         cause = error.__cause__ or error
         text = " ".join(str(cause).split("\n\n")[0].split())
         return None, [
@@ -162,36 +180,12 @@ def compose(hydra: Hydra, lines: list[str], run_mode: RunMode = RunMode.RUN) -> 
 
 
 def hydra_problems(node: DictConfig) -> Iterator[Problem]:
-    """What Hydra itself would import or run: plugins and callbacks by ``_target_``, logging factories."""
-    plain = as_dict(node, resolve=False)
-    for key, target in find_targets(plain, "hydra"):
-        text = str(target)
-        if not any(text.startswith(package + ".") for package in HYDRA_PLUGINS):
-            yield Problem(key, text, "only Hydra's own plugins may stand here", "remove it from the config")
-    for group in ("job_logging", "hydra_logging"):
-        for key, value in _walk(plain.get(group), f"hydra.{group}"):
-            if _is_foreign(key.rpartition(".")[2], str(value)):
-                yield Problem(
-                    key, value, "only Python's own logging classes may stand here", "remove it from the config"
-                )
-
-
-def _is_foreign(name: str, value: str) -> bool:
-    """Whether a logging entry names a factory, a class outside ``logging`` or an object that is no standard stream."""
-    if value in _STREAMS:
-        return False
-    return name == "()" or value.startswith("ext://") or (name == "class" and not value.startswith("logging."))
-
-
-def _walk(node: object, key: str) -> Iterator[tuple[str, object]]:
-    if isinstance(node, dict):
-        for name, value in node.items():
-            yield from _walk(value, f"{key}.{name}")
-    elif isinstance(node, list):
-        for index, value in enumerate(node):
-            yield from _walk(value, f"{key}[{index}]")
-    else:
-        yield key, node
+    """Whatever would have Hydra import, run or inherit something: only our own values may stand there."""
+    for key, ours in SEALED.items():
+        found = OmegaConf.select(node, key)
+        value = OmegaConf.to_container(found, resolve=False) if OmegaConf.is_config(found) else found
+        if value != ours:
+            yield Problem(f"hydra.{key}", value, "sealed, since Hydra would run or inherit it", f"leave it at {ours}")
 
 
 def as_dict(config: DictConfig, *, resolve: bool) -> dict[str, Any]:
@@ -223,18 +217,20 @@ def plain_config(config: DictConfig, keep_env: bool) -> dict[str, Any]:
         OmegaConf.register_new_resolver("oc.env", oc.env, use_cache=False)
 
 
-def _target_problems(config: DictConfig, granted: list[str]) -> Iterator[Problem]:
+def _target_problems(config: DictConfig, plain: dict[str, Any], granted: list[str]) -> Iterator[Problem]:
     asked = [str(name) for name in config.get("allow_targets") or []]
     if extra := ",".join(name for name in asked if name not in granted):
         mend = f"give it on the command line: allow_targets=[{extra}]"
         yield Problem("allow_targets", asked, "a config file cannot grant itself packages", mend)
     packages = (*OWN_PACKAGES, *granted)
-    # unresolved, so that a node which others copy by interpolation is named once, where it stands
-    for key, _ in find_targets(_without_hydra(config)):
-        target = OmegaConf.select(config, key)
-        if fault := static_fault(target, packages):
-            mend = "name a class or function of components, slime_launch or a package in allow_targets"
-            yield Problem(key, target, fault, mend)
+    mend = "name a class or function of components, slime_launch or a package in allow_targets"
+    # unresolved first, so that a node which others copy by interpolation is named once, where it stands
+    written = {key: OmegaConf.select(config, key) for key, _ in find_targets(_without_hydra(config))}
+    for targets in (written, dict(find_targets(plain))):
+        faults = {key: fault for key, target in targets.items() if (fault := static_fault(target, packages))}
+        yield from (Problem(key, targets[key], fault, mend) for key, fault in faults.items())
+        if faults:
+            return
 
 
 def _granted(lines: list[str]) -> list[str]:
@@ -242,8 +238,9 @@ def _granted(lines: list[str]) -> list[str]:
     parser, granted = OverridesParser.create(), []
     for line in lines:
         if line.lstrip("+").startswith("allow_targets="):
-            value = parser.parse_override(line).value()
-            granted += [str(name) for name in value] if isinstance(value, list) else []
+            with suppress(HydraException):  # a malformed line has its own problem already
+                value = parser.parse_override(line).value()
+                granted += [str(name) for name in value] if isinstance(value, list) else []
     return granted
 
 
@@ -255,7 +252,7 @@ def validate(config: DictConfig, hydra_node: DictConfig, lines: list[str]) -> tu
     except OmegaConfBaseException as error:
         key = str(getattr(error, "full_key", None) or "config")
         return None, [*problems, Problem(key, "${...}", str(error).splitlines()[0], "mend the interpolation")]
-    problems += _target_problems(config, _granted(lines))
+    problems += _target_problems(config, plain, _granted(lines))
     typed, found = build(Config, plain)
     problems += found
     if problems:

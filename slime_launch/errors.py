@@ -17,7 +17,7 @@ class Problem:
     mend: str
 
     def __str__(self) -> str:
-        value = str(self.value)
+        value = " ".join(str(self.value).split())
         shown = value if len(value) <= _LONGEST_VALUE else value[:_LONGEST_VALUE] + "..."
         return f"error: {self.key}={shown}: {self.reason}; {self.mend}"
 

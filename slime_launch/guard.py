@@ -89,14 +89,14 @@ def descendants(pid: int) -> list[int]:
     for entry in os.scandir("/proc"):
         if entry.name.isdigit():
             try:
-                stat = Path(entry.path, "stat").read_text()
+                stat = Path(entry.path, "stat").read_bytes()
             except OSError:
                 continue
-            fields = stat.rpartition(")")[2].split()
+            fields = stat.rpartition(b")")[2].split()
             if len(fields) < 2:
                 continue
             children.setdefault(int(fields[1]), []).append(int(entry.name))
-            if fields[0] == "Z":
+            if fields[0] == b"Z":
                 zombies.add(int(entry.name))
     found, queue = [], [pid]
     while queue:
@@ -143,7 +143,7 @@ def _guard(lifeline: int, grace_s: float, argv: list[str]) -> int:
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
     asked_r, asked_w = os.pipe()
-    signal.signal(signal.SIGTERM, lambda *_: os.close(asked_w))
+    signal.signal(signal.SIGTERM, lambda *_: os.write(asked_w, b"."))
     child = subprocess.Popen(argv, preexec_fn=_die_with_guard)
     pidfd = os.pidfd_open(child.pid)
     select.select([lifeline, pidfd, asked_r], [], [])

@@ -35,8 +35,8 @@ def _weight_faults(folder: Path) -> Iterator[Fault]:
         names = {WEIGHTS} if (folder / WEIGHTS).is_file() else set()
     else:
         try:
-            names = set(json.loads(index.read_text())["weight_map"].values())
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            names = {str(name) for name in json.loads(index.read_text())["weight_map"].values()}
+        except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             yield f"{INDEX} is broken ({error!r})", "save the checkpoint again"
             return
     for name in sorted(names):
@@ -55,7 +55,7 @@ def _is_whole(file: Path) -> bool:
             return False
         try:
             header = json.loads(stream.read(length))
-            ends = [entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"]
+            ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
         except (ValueError, KeyError, TypeError, AttributeError):
             return False
     return bool(size == 8 + length + max(ends, default=0))

@@ -25,7 +25,7 @@ class Optimizer:
     """
 
     def __init__(self, model: Any, optim: Mapping[str, Any], updates: int) -> None:
-        check_optim(optim, updates)
+        check_optim(optim)
         config = OptimizerConfig(
             optimizer="adam",
             lr=optim["lr"],
@@ -46,7 +46,7 @@ class Optimizer:
             max_lr=optim["lr"],
             min_lr=optim["min_lr"],
             lr_warmup_steps=optim["warmup_steps"],
-            lr_decay_steps=updates,
+            lr_decay_steps=max(updates, optim["warmup_steps"] + 1),  # a shorter run ends while it warms up
             lr_decay_style=optim["schedule"],
             start_wd=optim["weight_decay"],
             end_wd=optim["weight_decay"],
@@ -73,7 +73,7 @@ class Optimizer:
         return norm, float(get_canonical_lr_for_logging(self._megatron.param_groups) or 0.0)
 
 
-def check_optim(optim: Mapping[str, Any], updates: int) -> None:
+def check_optim(optim: Mapping[str, Any]) -> None:
     """Raises ComponentError for a missing or unknown field or values that no schedule can have."""
     if set(optim) != FIELDS:
         raise ComponentError(
@@ -83,5 +83,5 @@ def check_optim(optim: Mapping[str, Any], updates: int) -> None:
         raise ComponentError(f"trainer.optim.schedule={optim['schedule']}: choose one of {', '.join(SCHEDULES)}")
     if not 0 <= optim["min_lr"] <= optim["lr"]:
         raise ComponentError(f"trainer.optim: need 0 <= min_lr={optim['min_lr']} <= lr={optim['lr']}")
-    if not 0 <= optim["warmup_steps"] < updates:
-        raise ComponentError(f"trainer.optim.warmup_steps={optim['warmup_steps']} must be below the {updates} updates")
+    if optim["warmup_steps"] < 0:
+        raise ComponentError(f"trainer.optim.warmup_steps={optim['warmup_steps']}: must not be negative")

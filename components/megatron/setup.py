@@ -28,7 +28,7 @@ def build_parts(trainer: MegatronTrainer) -> Parts:
     from components.megatron.step import Stepper
     from components.megatron.weights import WeightMap
 
-    check_optim(trainer.optim, trainer.updates)
+    check_optim(trainer.optim)
     join_world(
         platform, trainer.rendezvous, trainer.rank, trainer.world_size, trainer.tp, trainer.pp, trainer.timeout_s
     )

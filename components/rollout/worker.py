@@ -13,7 +13,7 @@ from components.rollout.prompts import Rendered, Renderer
 from slime_launch.errors import ComponentError
 from slime_launch.interfaces import DataSource, Needs, Provides, Reward
 from slime_launch.targets import instantiate
-from slime_launch.types import Metrics, Prompt, Sample
+from slime_launch.types import Metrics, Prompt, Sample, Status
 
 
 class RolloutWorker:
@@ -119,10 +119,11 @@ class RolloutWorker:
         ]
 
     def _to_sample(self, group: int, index: int, prompt: Prompt, rendered: Rendered, made: Generation) -> Sample:
+        counts = int(made.status is not Status.ABORTED)
         return Sample(
             group=group, index=index, prompt=prompt, prompt_text=rendered.text, prompt_ids=rendered.ids,
             media=rendered.media, response=self._renderer.decode(made.ids), response_ids=made.ids,
-            logprobs=made.logprobs, loss_mask=[1] * len(made.ids), status=made.status,
+            logprobs=made.logprobs, loss_mask=[counts] * len(made.ids), status=made.status,
             weight_version=made.weight_version,
         )  # fmt: skip
 

@@ -107,7 +107,11 @@ class Server:
         Read from its metrics (``sglang:encoder_mm_items_per_request``). Raises ComponentError when it does not answer.
         """
         try:
-            lines = httpx.get(self.site.url + "/metrics", timeout=10.0).raise_for_status().text.splitlines()
+            lines = (
+                httpx.get(self.site.url + "/metrics", timeout=10.0, trust_env=False)
+                .raise_for_status()
+                .text.splitlines()
+            )
         except httpx.HTTPError as error:
             raise ComponentError(f"{self._title()} gives no metrics: {error!r}{self._tail()}") from error
         sums = [line for line in lines if line.startswith("sglang:encoder_mm_items_per_request_sum")]

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from msgspec import Meta
+
 from slime_launch.schema.fields import Natural, Node, Seconds, about
 from slime_launch.schema.model import ModelConfig
 from slime_launch.schema.rollout import RolloutConfig
@@ -68,7 +70,9 @@ class PlanConfig:
 class Config:
     """A whole run."""
 
-    name: Annotated[str, about("Name of the run; the end of its folder's name.")] = "run"
+    name: Annotated[
+        str, Meta(pattern=r"^[A-Za-z0-9][\w.-]*$", description="Name of the run; the end of its folder's name.")
+    ] = "run"
     mode: Annotated[Mode, about("What to do with the config.")] = "run"
     seed: Annotated[Natural, about("Seed of data order, sampling and initialisation.")] = 1
     resume: Annotated[str | None, about("auto, or a run folder to go on from.")] = None

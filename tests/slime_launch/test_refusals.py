@@ -110,14 +110,28 @@ BAD = [
     ),
     (
         [QWEN, "+hydra.callbacks.x._target_=shutil.copy"],
-        "error: hydra.callbacks.x._target_=shutil.copy: only Hydra's own plugins may stand here",
+        "error: hydra.callbacks={'x': {'_target_': 'shutil.copy'}}: sealed, since Hydra would run or inherit it",
     ),
-    ([QWEN, "hydra.sweeper._target_=os.system"], "error: hydra.sweeper._target_=os.system: only Hydra's own plugins"),
+    ([QWEN, "hydra.sweeper._target_=os.system"], "error: hydra.sweeper={'_target_': 'os.system'"),
     (
         [QWEN, "+hydra.job_logging.handlers.x.class=subprocess.Popen"],
-        "only Python's own logging classes may stand here",
+        "error: hydra.job_logging={",
     ),
     ([QWEN, "hydra.searchpath=[pkg://evil]"], "error: hydra.searchpath=[pkg://evil]: not supported; use --config-dir"),
+    ([QWEN, "+hydra.job_logging.handlers.x.class=logging.FileHandler"], "error: hydra.job_logging={"),
+    ([QWEN, "+hydra.job.env_set.LD_PRELOAD=/evil.so"], "error: hydra.job.env_set={'LD_PRELOAD': '/evil.so'}: sealed"),
+    ([QWEN, "hydra.sweeper.max_batch_size=3"], "error: hydra.sweeper={"),
+    ([QWEN, "allow_targets=[a"], "error: allow_targets=[a: cannot be parsed"),
+    ([QWEN, "seed=1,2"], "error: seed=1,2: several values need a sweep; add -m"),
+    ([QWEN, "name='a/../b'"], "error: name=a/../b: expected str matching regex"),
+    # what the launcher sets for each server
+    ([QWEN, "+rollout.server_args.common.host=0.0.0.0"], "error: rollout.server_args.common.host=0.0.0.0: set by"),
+    ([QWEN, "+rollout.router_args.host=0.0.0.0"], "error: rollout.router_args.host=0.0.0.0: set by the launcher"),
+    (
+        [QWEN, "+rollout.server_env.cpu.LD_PRELOAD=/evil.so"],
+        "error: rollout.server_env.cpu.LD_PRELOAD=/evil.so: changes",
+    ),
+    ([GLM, "~model.encoders.vision", "model.freeze=[]"], "model.encoders names no encoder"),
     ([QWEN, "--config-dir", "/nowhere"], "error: --config-dir=/nowhere: no such folder"),
     ([QWEN, "--nonsense"], "unrecognized arguments: --nonsense; slime-launch --help lists what there is"),
     ([QWEN, "--config-name", "other"], "error: --config-name=other: not supported"),
@@ -156,14 +170,22 @@ def write_yaml(folder: Path, name: str, text: str) -> Path:
     return folder / "conf"
 
 
-def test_a_callback_in_a_users_yaml_does_not_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "node",
+    [
+        "{{_target_: shutil.copy, src: {src}, dst: {dst}}}",
+        "'${{oc.create:{{_target_:shutil.copy,src:{src},dst:{dst}}}}}'",
+        "{{_target_: hydra.experimental.callbacks.Path.touch, self: {{_target_: pathlib.Path, _args_: [{dst}]}}}}",
+    ],
+)
+def test_a_callback_in_a_users_yaml_does_not_run(node: str, tmp_path: Path) -> None:
     victim = tmp_path / "copied"
     source = tmp_path / "source"
     source.write_text("x")
-    text = f"hydra:\n  callbacks:\n    x:\n      _target_: shutil.copy\n      src: {source}\n      dst: {victim}\n"
+    text = f"hydra:\n  callbacks:\n    x: {node.format(src=source, dst=victim)}\n"
     ran = slime_launch("+experiment=evil", "--config-dir", str(write_yaml(tmp_path, "evil", text)), cwd=tmp_path)
     assert ran.code == 2
-    assert "error: hydra.callbacks.x._target_=shutil.copy" in ran.err
+    assert "error: hydra.callbacks=" in ran.err
     assert not victim.exists()
 
 
@@ -179,6 +201,13 @@ def test_yaml_cannot_grant_itself_packages(tmp_path: Path) -> None:
     ran = slime_launch("+experiment=mine", "--config-dir", str(folder), cwd=tmp_path)
     assert ran.code == 2
     assert "a config file cannot grant itself packages; give it on the command line: allow_targets=[shutil]" in ran.err
+
+
+def test_a_target_made_by_a_resolver_is_refused(tmp_path: Path) -> None:
+    text = "tracking: {trackers: {t: '${oc.create:{_target_:os.system,command:id}}'}}\n"
+    ran = slime_launch("+experiment=mine", "--config-dir", str(write_yaml(tmp_path, "mine", text)), cwd=tmp_path)
+    assert ran.code == 2
+    assert "error: tracking.trackers.t._target_=os.system: only objects of" in ran.err
 
 
 def test_unknown_keys_in_a_users_yaml_are_all_listed(tmp_path: Path) -> None:
