@@ -27,7 +27,8 @@ def ray_environment(allow_targets: list[str], token_file: Path) -> dict[str, str
 
     Loopback, a token, our house first, one OMP thread by default.
     """
-    paths = [str(ROOT), *filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep))]
+    # absolute, since actors work in the run folder
+    paths = [str(ROOT), *map(os.path.abspath, filter(None, os.environ.get("PYTHONPATH", "").split(os.pathsep)))]
     return {
         "PYTHONPATH": os.pathsep.join(paths),
         "PYTHONSAFEPATH": "1",
