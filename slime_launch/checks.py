@@ -241,15 +241,18 @@ def freeze_patterns_compile(f: Facts) -> Iterator[Problem]:
             )
 
 
+def _server_arguments(f: Facts) -> dict[str, dict[str, Any]]:
+    """Every place where ServerArgs are given, by its key."""
+    rollout = f.config.rollout
+    layers = {f"rollout.server_args.{name}": getattr(rollout.server_args, name) for name in LAYERS}
+    groups = {f"rollout.topology.groups.{n}.overrides": g.overrides for n, g in rollout.topology.groups.items()}
+    return layers | groups
+
+
 def server_arguments_exist(f: Facts) -> Iterator[Problem]:
     """Server arguments are fields of the installed SGLang's ServerArgs."""
     known = server_argument_names()
-    layers = f.config.rollout.server_args
-    named = {f"rollout.server_args.{name}": getattr(layers, name) for name in LAYERS}
-    named |= {
-        f"rollout.topology.groups.{n}.overrides": g.overrides for n, g in f.config.rollout.topology.groups.items()
-    }
-    for key, args in named.items():
+    for key, args in _server_arguments(f).items():
         for name, value in args.items():
             if known and name not in known:
                 yield Problem(
@@ -263,11 +266,8 @@ def server_arguments_exist(f: Facts) -> Iterator[Problem]:
 def servers_stay_ours(f: Facts) -> Iterator[Problem]:
     """Addresses, keys and code loading of the servers are the launcher's; their environment sets no loader."""
     rollout = f.config.rollout
-    layers = {name: getattr(rollout.server_args, name) for name in LAYERS}
-    args = {f"rollout.server_args.{name}": layer for name, layer in layers.items()}
-    args |= {f"rollout.topology.groups.{n}.overrides": g.overrides for n, g in rollout.topology.groups.items()}
-    args["rollout.router_args"] = rollout.router_args
-    for key, values in args.items():
+    given = _server_arguments(f) | {"rollout.router_args": rollout.router_args}
+    for key, values in given.items():
         for name in sorted(values.keys() & RESERVED_ARGS):
             yield Problem(f"{key}.{name}", values[name], "set by the launcher for each server", "remove it")
     for layer in LAYERS:

@@ -20,19 +20,18 @@ _PORTS = range(20_000, 32_000)  # below Linux's ephemeral range, which starts at
 
 @dataclass(frozen=True)
 class Machine:
-    """cores: CPUs this process may use. gpus: CUDA devices that it may see."""
+    """gpus: CUDA devices that this process may see."""
 
-    cores: int
     gpus: int
 
 
 def read_machine() -> Machine:
-    """Count cores and GPUs; CUDA_VISIBLE_DEVICES is honoured, an empty one hides every GPU."""
+    """Count GPUs; CUDA_VISIBLE_DEVICES is honoured, an empty one hides every GPU."""
     found = len([path for path in Path("/dev").glob("nvidia[0-9]*") if path.name[6:].isdigit()])
     visible = os.environ.get("CUDA_VISIBLE_DEVICES")
     if visible is not None:
         found = min(found, len([name for name in visible.split(",") if name.strip() not in ("", "-1")]))
-    return Machine(cores=len(os.sched_getaffinity(0)), gpus=found)
+    return Machine(gpus=found)
 
 
 def port_is_free(port: int) -> bool:
