@@ -1,7 +1,8 @@
 """The CPU bridge: what Megatron-Core 0.16.1 takes for granted about CUDA, given to a process that has none.
 
 Released Megatron stays unpatched on disk. ``install`` must run before the first import of ``megatron``. Not bridged:
-sequence parallelism, the distributed optimizer, context parallelism, mixture of experts, 16-bit training.
+sequence parallelism, the distributed optimizer, context and expert parallelism, 16-bit training. Mixture of experts has
+its part in ``cpu_moe``.
 """
 
 from __future__ import annotations
@@ -90,8 +91,11 @@ def _bridge_megatron() -> None:
     from megatron.core.optimizer import optimizer
     from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
 
+    from components.megatron import cpu_moe
+
     CudaRNGStatesTracker.fork = _no_fork
     optimizer.clip_grad_by_total_norm_fp32 = clip_grads
+    cpu_moe.install()
 
 
 @contextlib.contextmanager

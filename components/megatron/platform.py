@@ -63,7 +63,11 @@ PLATFORMS = {
         refused=FLOAT32_ONLY
         | {
             "sequence_parallel": "torch's norms have no sequence-parallel form",
-            "num_moe_experts": "expert routing needs CUDA kernels",
+            "moe_grouped_gemm": "a CUDA kernel",
+            "moe_permute_fusion": "a CUDA kernel",
+            "moe_router_fusion": "a CUDA kernel",
+            "moe_shared_expert_overlap": "overlaps CUDA streams",
+            "moe_expert_capacity_factor": "no token is dropped",
             "gradient_accumulation_fusion": "a CUDA kernel",
             "masked_softmax_fusion": "a CUDA kernel",
             "apply_rope_fusion": "a CUDA kernel",

@@ -30,6 +30,7 @@ class Rule:
     hf: the Hugging Face names that it is made of, with the same placeholder.
     tied: the parameter is a second copy of a tensor that another rule owns: loaded, never exported.
     alias: a second name under which some checkpoints store the same tensor.
+    layers: the global layer numbers that have it; None: every layer.
     """
 
     megatron: str
@@ -37,6 +38,7 @@ class Rule:
     layout: Layout
     tied: bool = False
     alias: str | None = None
+    layers: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
