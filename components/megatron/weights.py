@@ -6,7 +6,7 @@ Import, sync and save all read the family's one table (``Family.rules``); the to
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator, Mapping, Sequence, Set
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -20,14 +20,17 @@ if TYPE_CHECKING:
     from components.megatron.checkpoint import Checkpoint
 
 LAYER = re.compile(r"(?<=^decoder\.layers\.)\d+(?=\.)")
+LISTED = 20
+"""Names that an error lists at most; a model with experts has tens of thousands."""
 
 
 @dataclass(frozen=True)
 class Entry:
     """One Megatron tensor of one pipeline stage.
 
-    name: with the global layer number. hf: its Hugging Face names. shape: of a rank's shard. stage: pipeline rank.
-    owner: global rank of the stage's first tensor- and data-parallel rank. tied, layout: as in Rule.
+    name: with global layer and expert numbers. hf: its Hugging Face names. shape: of a rank's shard. stage: pipeline
+    rank. owner: global rank of the first holder, which is the first of its tensor-parallel ranks. tied, layout: as in
+    Rule.
     """
 
     name: str
@@ -44,11 +47,21 @@ class WeightMap:
     """The mapping of one model on one rank. Every method that says *collective* must be called by all ranks."""
 
     def __init__(
-        self, tensors: Mapping[str, Tensor], rules: Sequence[Rule], encoders: Mapping[str, Encoder], layers: int
+        self,
+        tensors: Mapping[str, Tensor],
+        rules: Sequence[Rule],
+        encoders: Mapping[str, Encoder],
+        layers: int,
+        carried: tuple[str, ...] = (),
     ) -> None:
-        """Collective. ``tensors`` are this rank's, by global name; ``layers`` is the whole model's number of layers."""
+        """Collective. ``tensors`` are this rank's, by global name; ``layers`` is the whole model's number of layers.
+
+        carried: as in Family, for one config.json.
+        """
         self.tensors = tensors
         self.encoders = encoders
+        self._prefixes = carried
+        self._carried: dict[str, Callable[[str], Tensor]] = {}
         self.aliases = {rule.alias: rule.hf[0] for rule in rules if rule.alias}
         self._known = expand(rules, layers)
         self._local = self._entries(rules)
@@ -58,8 +71,7 @@ class WeightMap:
         from megatron.core import parallel_state as ps
 
         table = {rule.megatron: rule for rule in rules}
-        stage = ps.get_pipeline_model_parallel_rank()
-        owner = stage * (ps.get_tensor_model_parallel_world_size() * ps.get_data_parallel_world_size())
+        stage, owner = ps.get_pipeline_model_parallel_rank(), ps.get_tensor_model_parallel_src_rank()
         entries, strays = [], []
         for name, tensor in self.tensors.items():
             if found := self._rule(name, table):
@@ -79,9 +91,9 @@ class WeightMap:
                 return (encoder.prefix + name.removeprefix(f"encoders.{key}."),), Replicated(), False, True
         layer = LAYER.search(name)
         rule = table.get(LAYER.sub("{}", name))
-        if rule is None:
-            return None
         number = layer[0] if layer else ""
+        if rule is None or (layer and rule.layers is not None and int(number) not in rule.layers):
+            return None
         return tuple(hf.format(number) for hf in rule.hf), rule.layout, rule.tied, False
 
     def _gather(self) -> tuple[Entry, ...]:
@@ -89,7 +101,9 @@ class WeightMap:
 
         everywhere: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everywhere, self._local)
-        merged = {(entry.stage, entry.name): entry for rank in everywhere for entry in rank}
+        merged: dict[tuple[int, str], Entry] = {}
+        for entry in (entry for rank in everywhere for entry in rank):
+            merged.setdefault((entry.stage, entry.name), entry)
         entries = tuple(merged.values())
         check_owners(entries)
         return entries
@@ -119,11 +133,14 @@ class WeightMap:
     def _check_names(self, checkpoint: Checkpoint) -> None:
         wanted = self._known | {name for entry in self._all for name in entry.hf}
         missing, extra = wanted - checkpoint.names, checkpoint.names - wanted - set(self.aliases)
+        carried = {name for name in extra if name.startswith(self._prefixes)}
+        extra -= carried
         if missing or extra:
             raise ComponentError(
-                f"checkpoint {checkpoint.folder} does not fit the model: missing {sorted(missing)}, extra "
-                f"{sorted(extra)}; config.json and the weights do not belong together"
+                f"checkpoint {checkpoint.folder} does not fit the model: missing {listed(missing)}, extra "
+                f"{listed(extra)}; config.json and the weights do not belong together"
             )
+        self._carried = dict.fromkeys(sorted(carried), checkpoint.get)
 
     def export(self, encoders: bool) -> Iterator[tuple[str, Tensor]]:
         """Collective. (Hugging Face name, full float32 tensor) on rank 0, nothing on the others; run it to its end.
@@ -140,12 +157,20 @@ class WeightMap:
                 yield from zip(entry.hf, (part.float() for part in entry.layout.join(shards)), strict=True)
 
     def export_as(self, names: Set[str]) -> Iterator[tuple[str, Tensor]]:
-        """Collective. As ``export`` with the towers; tied tensors also under the second name if it is in ``names``."""
+        """Collective. As ``export`` with the towers; tied tensors also under the second name if it is in ``names``.
+
+        Last come the carried tensors as the loaded checkpoint has them, those in ``names``.
+        """
+        import torch.distributed as dist
+
         second = {twin: alias for alias, twin in self.aliases.items() if alias in names}
         for name, tensor in self.export(encoders=True):
             yield name, tensor
             if name in second:
                 yield second[name], tensor
+        for name, get in self._carried.items():
+            if name in names and dist.get_rank() == 0:
+                yield name, get(name)
 
     def _bring(self, entry: Entry) -> list[Tensor]:
         """The shards of one tensor on rank 0; an empty list on ranks that need not know."""
@@ -153,7 +178,7 @@ class WeightMap:
         import torch.distributed as dist
         from megatron.core import parallel_state as ps
 
-        here = ps.get_pipeline_model_parallel_rank() == entry.stage and ps.get_data_parallel_rank() == 0
+        here = ps.get_tensor_model_parallel_src_rank() == entry.owner
         ranks = ps.get_tensor_model_parallel_world_size() if entry.layout.sharded else 1
         shards: list[Tensor] = []
         if here:
@@ -175,7 +200,19 @@ class WeightMap:
 
 def expand(rules: Sequence[Rule], layers: int) -> frozenset[str]:
     """Every Hugging Face name of a weight table over all layers."""
-    return frozenset(hf.format(layer) for rule in rules for hf in rule.hf for layer in range(layers))
+    every = range(layers)
+    return frozenset(
+        hf.format(layer)
+        for rule in rules
+        for layer in (every if rule.layers is None else rule.layers)
+        for hf in rule.hf
+    )
+
+
+def listed(names: Set[str]) -> str:
+    """The names in order, the first few of very many."""
+    some = sorted(names)[:LISTED]
+    return str(some) + (f" and {len(names) - LISTED} more" if len(names) > LISTED else "")
 
 
 def check_owners(entries: Iterable[Entry]) -> None:
