@@ -11,13 +11,13 @@ from typing import Any
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
-from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.transformer_block import TransformerBlockSubmodules
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from components.megatron.config import ModelConfig
 from components.models.base import Encoder, ModelProvider
+from components.models.decoder import DecoderModel
 from slime_launch.errors import ComponentError
 from slime_launch.targets import instantiate
 
@@ -33,13 +33,13 @@ class Built:
 def build_model(spec: Mapping[str, Any], config: ModelConfig) -> Built:
     """Call the spec's target with (config, vp_stage) and build what it answers.
 
-    A ModuleSpec or TransformerBlockSubmodules becomes a GPTModel of such layers; a ModelProvider builds it all itself.
+    A ModuleSpec or TransformerBlockSubmodules becomes a DecoderModel of such layers; a ModelProvider builds all itself.
     Raises ComponentError for any other answer.
     """
     answer = instantiate(spec, config=config, vp_stage=None)
     pre, post = parallel_state.is_pipeline_first_stage(), parallel_state.is_pipeline_last_stage()
     if isinstance(answer, ModuleSpec | TransformerBlockSubmodules):
-        model = GPTModel(config, answer, pre_process=pre, post_process=post, vp_stage=None, **config.gpt)
+        model = DecoderModel(config, answer, pre_process=pre, post_process=post, vp_stage=None, **config.gpt)
         return Built(model, {})
     _check_provider(spec, answer)
     return Built(answer(pre_process=pre, post_process=post, vp_stage=None), answer.encoders)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, fields
 from typing import Any
@@ -12,6 +13,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from components.megatron.platform import Platform
 from components.models.base import Family, HFConfig
 from components.models.layouts import padded_vocab
+from components.models.rope import Rope
 from slime_launch.errors import ComponentError
 
 
@@ -20,10 +22,12 @@ class ModelConfig(TransformerConfig):  # type: ignore[misc]
     """A TransformerConfig that also carries what a spec may want of the checkpoint.
 
     hf: config.json. gpt: GPTModel's keywords, without config and layer spec; ``vocab_size`` is padded for the ranks.
+    rope: the decoder's rotary positions.
     """
 
     hf: Mapping[str, Any] = field(default_factory=dict)
     gpt: Mapping[str, Any] = field(default_factory=dict)
+    rope: Rope | None = None
 
 
 def model_config(
@@ -34,6 +38,7 @@ def model_config(
     Raises ComponentError for an unknown field, one that the platform cannot serve, or values that Megatron refuses.
     """
     family.check(hf)
+    rope = family.rope(hf)
     known = {entry.name for entry in fields(TransformerConfig)}
     if unknown := sorted(set(overrides) - known):
         raise ComponentError(f"model.transformer: {unknown} are no fields of Megatron's TransformerConfig")
@@ -47,6 +52,7 @@ def model_config(
         "moe_token_dispatcher_type": "alltoall",
         # The loss is a sum over tokens; Megatron divides its gradient by the tokens of the whole step.
         "calculate_per_token_loss": True,
+        "mrope_section": list(rope.sections),
         **platform.overrides,
         **family.transformer(hf),
         **overrides,
@@ -59,9 +65,17 @@ def model_config(
             f"trainer.tp={tp} does not divide the model's {merged['num_query_groups']} key-value heads"
         )
     try:
-        return ModelConfig(**merged, hf=hf, gpt=gpt)
+        config = ModelConfig(**merged, hf=hf, gpt=gpt, rope=rope)
     except (AssertionError, ValueError, TypeError) as error:
         raise ComponentError(f"model.transformer: Megatron refuses the config: {error}") from error
+    _set_rotary_gain(config, rope.gain)
+    return config
+
+
+def _set_rotary_gain(config: ModelConfig, gain: float) -> None:
+    """Megatron's attention takes the factor on turned channels from these attributes: 0.1 mscale ln(factor) + 1."""
+    if gain != 1.0:
+        config.yarn_rotary_scaling_factor, config.yarn_mscale, config.yarn_mscale_all_dim = math.e, 10 * (gain - 1), 0.0
 
 
 def _refuse(merged: Mapping[str, Any], platform: Platform) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from components.megatron.checkpoint import Checkpoint
+from components.models.base import load_family
 from slime_launch.targets import instantiate
 
 if TYPE_CHECKING:
@@ -17,7 +18,9 @@ def build_parts(trainer: MegatronTrainer) -> Parts:
 
     platform = trainer.platform
     checkpoint = Checkpoint(trainer.hf_checkpoint)
-    trainer.family.check(checkpoint.config)
+    hf = checkpoint.config
+    family = load_family(trainer.family, hf)
+    family.check(hf)
     platform.install()
 
     from components.megatron.batches import Batcher
@@ -33,16 +36,16 @@ def build_parts(trainer: MegatronTrainer) -> Parts:
         platform, trainer.rendezvous, trainer.rank, trainer.world_size, trainer.tp, trainer.pp, trainer.timeout_s
     )
     platform.seed(trainer.seed)
-    hf = checkpoint.config
-    config = model_config(trainer.family, hf, trainer.transformer, platform, trainer.tp, trainer.pp)
+    config = model_config(family, hf, trainer.transformer, platform, trainer.tp, trainer.pp)
     built = build_model(trainer.spec, config)
     tensors = global_names(built.model, config)
-    weights = WeightMap(tensors, trainer.family.rules(hf), built.encoders, config.num_layers)
+    rules, encoders = family.named_as(checkpoint.names, family.rules(hf), built.encoders)
+    weights = WeightMap(tensors, rules, encoders, config.num_layers)
     weights.load(checkpoint)
     freeze(tensors, trainer.freeze)
     model = wrap(built.model, config, platform.device)
     algorithm = instantiate(trainer.algorithm)
-    vocab = trainer.family.gpt(hf)["vocab_size"]
+    vocab = family.gpt(hf)["vocab_size"]
     return Parts(
         checkpoint=checkpoint,
         algorithm=algorithm,
@@ -50,7 +53,7 @@ def build_parts(trainer: MegatronTrainer) -> Parts:
         weights=weights,
         optimizer=Optimizer(model, trainer.optim, trainer.updates),
         batcher=Batcher(
-            family=trainer.family,
+            family=family,
             hf=hf,
             encoders=built.encoders,
             size=trainer.micro_batch_size,

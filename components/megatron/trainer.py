@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.megatron.platform import load_platform
-from components.models.base import load_family
 from slime_launch.errors import ComponentError, LogprobGapError
 from slime_launch.interfaces import Needs, Provides, WeightSink
 from slime_launch.types import Metrics, Sample
@@ -40,7 +39,7 @@ class Parts:
 class MegatronTrainer:
     """Trains a Hugging Face checkpoint with Megatron-Core; slime_launch.interfaces.Trainer.
 
-    hf_checkpoint: folder with config.json and safetensors. family: a folder of components/models.
+    hf_checkpoint: folder with config.json and safetensors. family: a folder of components/models, or auto.
     spec: ``_target_`` node, called with (config, vp_stage); see ``components.models.qwen3.spec.layer_spec``.
     freeze: patterns (``re.search``) of parameter names, global layer numbers; each must match something.
     transformer: fields of Megatron's TransformerConfig, over those read from config.json.
@@ -81,7 +80,7 @@ class MegatronTrainer:
         bucket_mb: float = 256.0,
     ) -> None:
         self.hf_checkpoint = hf_checkpoint
-        self.family = load_family(family)
+        self.family = family
         self.spec = spec
         self.algorithm = algorithm
         self.optim = optim

@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping, Sequence, Set
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from numpy.typing import NDArray
 
 from components.models.layouts import Layout
+from components.models.registry import AUTO, family_name
+from components.models.rope import Rope, rope_of
 from slime_launch.errors import ComponentError
 
 if TYPE_CHECKING:
@@ -18,7 +20,7 @@ if TYPE_CHECKING:
     from torch.nn import Module
 
 HFConfig = Mapping[str, Any]
-"""A checkpoint's config.json as transformers 5 writes it (``rope_parameters``; ``text_config`` in multimodal ones)."""
+"""A checkpoint's config.json; the decoder's part may lie under ``text_config`` (see ``text_part``)."""
 Media = Mapping[str, NDArray[np.generic]]
 
 
@@ -82,6 +84,17 @@ def text_positions(hf: HFConfig, ids: Sequence[int], media: Media) -> NDArray[np
     return np.broadcast_to(np.arange(len(ids)), (3, len(ids)))
 
 
+def text_part(hf: HFConfig) -> HFConfig:
+    """The decoder's part of config.json: ``text_config``, or all of it in models of text and in older files."""
+    part: HFConfig = hf.get("text_config") or hf
+    return part
+
+
+def text_rope(hf: HFConfig) -> Rope:
+    """Rotary positions of the decoder, whole heads turning unless config.json says otherwise."""
+    return rope_of(text_part(hf))
+
+
 @dataclass(frozen=True)
 class Family:
     """One model family.
@@ -93,6 +106,10 @@ class Family:
     positions: (config.json, ids [S], media) -> rotary positions [3, S]. Decoders take them from the batch (Megatron's
         "mrope"), so that samples may share a prompt within one row.
     encoders: the towers that its spec can build, by name.
+    rope: config.json -> rotary positions of the decoder.
+    legacy: how names start in this table -> how they start in checkpoints of an older naming, where there is one.
+    carried: config.json -> how names of tensors start that some checkpoints have and the model does not run: neither
+        loaded nor synced, and saved as they were.
     """
 
     architectures: tuple[str, ...]
@@ -101,22 +118,43 @@ class Family:
     rules: Callable[[HFConfig], tuple[Rule, ...]]
     positions: Positions = text_positions
     encoders: Mapping[str, Encoder] = field(default_factory=dict)
+    rope: Callable[[HFConfig], Rope] = text_rope
+    legacy: Mapping[str, str] = field(default_factory=dict)
+    carried: Callable[[HFConfig], tuple[str, ...]] = lambda hf: ()
 
     def check(self, hf: HFConfig) -> None:
-        """Raises ComponentError when config.json names no architecture of this family."""
+        """Raises ComponentError when config.json names no architecture of this family, or quantised weights."""
         names = hf.get("architectures") or []
         if not set(names) & set(self.architectures):
             raise ComponentError(
                 f"config.json says architectures={list(names)}, this family serves {list(self.architectures)}; "
-                "name the family that fits in model.family"
+                "name the family that fits in model.family, or auto"
             )
+        refuse(hf, ("quantization_config",), "the trainer takes plain weights; save the checkpoint without")
+
+    def named_as(
+        self, names: Set[str], rules: Sequence[Rule], encoders: Mapping[str, Encoder]
+    ) -> tuple[tuple[Rule, ...], dict[str, Encoder]]:
+        """The weight table and the towers, in the older naming if that is what a checkpoint's ``names`` follow."""
+        prefixes = self.legacy
+        if not prefixes or any(name.startswith(tuple(prefixes)) for name in names):
+            return tuple(rules), dict(encoders)
+
+        def old(name: str) -> str:
+            found = next((new for new in prefixes if name.startswith(new)), "")
+            return prefixes[found] + name.removeprefix(found) if found else name
+
+        renamed = {key: replace(encoder, prefix=old(encoder.prefix)) for key, encoder in encoders.items()}
+        return tuple(replace(rule, hf=tuple(map(old, rule.hf))) for rule in rules), renamed
 
 
-def load_family(name: str) -> Family:
-    """The ``FAMILY`` of ``components.models.<name>``.
+def load_family(name: str, hf: HFConfig | None = None) -> Family:
+    """The ``FAMILY`` of ``components.models.<name>``; for ``auto`` the one that config.json's architectures ask for.
 
     Raises ComponentError when there is none.
     """
+    if name == AUTO:
+        name = family_name((hf or {}).get("architectures") or [])
     module = f"components.models.{name}"
     try:
         found = getattr(importlib.import_module(module), "FAMILY", None) if name.isidentifier() else None
@@ -138,18 +176,31 @@ def require(hf: HFConfig, wanted: Mapping[str, object], why: str) -> None:
         raise ComponentError(f"config.json: {', '.join(wrong)}: {why}")
 
 
+def refuse(hf: HFConfig, keys: Sequence[str], why: str) -> None:
+    """Raises ComponentError when config.json turns one of ``keys`` on."""
+    if wrong := [f"{key}={hf[key]!r}" for key in keys if hf.get(key)]:
+        raise ComponentError(f"config.json: {', '.join(wrong)}: {why}")
+
+
 def dense_transformer(text: HFConfig) -> dict[str, Any]:
-    """TransformerConfig keywords of a gated, RMS-normed, group-query decoder, from its part of config.json."""
+    """TransformerConfig keywords of a gated, RMS-normed, group-query decoder, from its part of config.json.
+
+    Raises ComponentError for what no family's decoder has: other activations, dropout, windows of attention.
+    """
     from torch.nn.functional import silu
 
     require(text, {"hidden_act": "silu"}, "the decoder is built with SwiGLU")
+    refuse(text, ("attention_dropout",), "the trainer uses no dropout; set it to 0")
+    refuse(text, ("use_sliding_window",), "attention is always over all that came before")
+    if windows := sorted(set(text.get("layer_types") or ()) - {"full_attention"}):
+        raise ComponentError(f"config.json: layer_types has {windows}: attention is always over all that came before")
     heads = text["num_attention_heads"]
     return {
         "num_layers": text["num_hidden_layers"],
         "hidden_size": text["hidden_size"],
         "ffn_hidden_size": text["intermediate_size"],
         "num_attention_heads": heads,
-        "num_query_groups": text["num_key_value_heads"],
+        "num_query_groups": key_value_heads(text),
         "kv_channels": text.get("head_dim") or text["hidden_size"] // heads,
         "layernorm_epsilon": text["rms_norm_eps"],
         "normalization": "RMSNorm",
@@ -161,6 +212,11 @@ def dense_transformer(text: HFConfig) -> dict[str, Any]:
     }
 
 
+def key_value_heads(text: HFConfig) -> int:
+    """Key-value heads, one a query head where config.json names none."""
+    return int(text.get("num_key_value_heads") or text["num_attention_heads"])
+
+
 def output_rule(tied: bool, embedding: str, vocab: Layout) -> Rule:
     """The output layer's row: its own tensor, or the embedding's when the checkpoint ties them."""
     if tied:
@@ -168,15 +224,17 @@ def output_rule(tied: bool, embedding: str, vocab: Layout) -> Rule:
     return Rule("output_layer.weight", ("lm_head.weight",), vocab)
 
 
-def rotary(text: HFConfig) -> dict[str, Any]:
-    """GPTModel keywords of plain (unscaled) rotary positions and the vocabulary."""
-    rope = text.get("rope_parameters") or {}
-    require(rope, {"rope_type": "default"}, "scaled rotary positions are not mapped to Megatron")
-    if "rope_theta" not in rope:
-        raise ComponentError("config.json has no rope_parameters.rope_theta; save the checkpoint with transformers 5")
+def rotary(text: HFConfig, rope: Rope | None = None) -> dict[str, Any]:
+    """GPTModel keywords of the vocabulary and of rotary positions that come with the batch (Megatron's "mrope").
+
+    rope: where it is not the one that ``rope_of`` reads from ``text`` alone.
+    """
+    rope = rope or rope_of(text)
+    head_dim = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
     return {
         "vocab_size": text["vocab_size"],
         "max_sequence_length": text["max_position_embeddings"],
-        "rotary_base": rope["rope_theta"],
-        "rotary_percent": rope.get("partial_rotary_factor", 1.0),
+        "position_embedding_type": "mrope",
+        "rotary_base": rope.theta,
+        "rotary_percent": rope.channels / head_dim,
     }

@@ -2,39 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from components.models.base import Encoder, ModelProvider
+from components.models.base import ModelProvider
 from components.models.glm_omni import FAMILY
-from slime_launch.errors import ComponentError
+from components.models.glm_omni.weights import BIASES
+from components.models.provider import OmniProvider, choose_encoders
 
 if TYPE_CHECKING:
+    from megatron.core.transformer.spec_utils import ModuleSpec
     from megatron.core.transformer.transformer_config import TransformerConfig
 
-    from components.models.glm_omni.model import OmniModel
 
+def decoder_layers(config: TransformerConfig) -> ModuleSpec:
+    """Megatron's own GPT layer with GLM's post-norms."""
+    from components.models.decoder import local_layer_spec
 
-class OmniProvider:
-    """Builds one pipeline stage of the model; ``encoders`` are the towers on its first stage, by name."""
-
-    def __init__(self, config: TransformerConfig, encoders: Mapping[str, Encoder]) -> None:
-        self.config = config
-        self.encoders = encoders
-
-    def __call__(self, pre_process: bool, post_process: bool, vp_stage: int | None) -> OmniModel:
-        """The stage's model, with the embedding and the towers (pre) and the output layer (post)."""
-        from components.models.glm_omni.model import OmniModel, omni_layer_spec
-
-        return OmniModel(
-            self.encoders,
-            config=self.config,
-            transformer_layer_spec=omni_layer_spec(self.config),
-            pre_process=pre_process,
-            post_process=post_process,
-            vp_stage=vp_stage,
-            **self.config.gpt,
-        )
+    return local_layer_spec(config, BIASES, post_norms=True)
 
 
 def layer_spec(config: TransformerConfig, vp_stage: int | None, encoders: Sequence[str] = ("vision",)) -> ModelProvider:
@@ -43,7 +28,4 @@ def layer_spec(config: TransformerConfig, vp_stage: int | None, encoders: Sequen
     ``config`` carries config.json as ``config.hf`` and GPTModel's keywords as ``config.gpt``.
     Raises ComponentError for a tower that GLM-Omni does not have.
     """
-    unknown = [name for name in encoders if name not in FAMILY.encoders]
-    if unknown:
-        raise ComponentError(f"model.spec.encoders={list(encoders)}: no {unknown}; there are {list(FAMILY.encoders)}")
-    return OmniProvider(config, {name: FAMILY.encoders[name] for name in encoders})
+    return OmniProvider(config, choose_encoders(FAMILY, encoders), decoder_layers)

@@ -43,9 +43,8 @@ def test_a_foreign_architecture_is_refused() -> None:
 @pytest.mark.parametrize(
     ("family", "change", "message"),
     [
-        ("qwen3", {"attention_bias": True}, "attention_bias"),
         ("qwen3", {"hidden_act": "gelu"}, "SwiGLU"),
-        ("qwen3", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "rotary"),
+        ("qwen3", {"rope_parameters": {"rope_type": "yarn", "rope_theta": 1.0}}, "factor"),
         ("glm_omni", {"head_dim": 7}, "head_dim"),
         ("glm_omni", {"rope_parameters": {"rope_theta": 1.0, "mrope_section": [1, 1, 1]}}, "mrope_section"),
     ],

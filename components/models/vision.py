@@ -1,17 +1,48 @@
-"""Multimodal rotary positions, by the rule of transformers' ``Glm4vModel.get_rope_index``, one sample at a time."""
+"""What image models share: features from a tower of transformers, and multimodal rotary positions of images.
+
+Positions follow transformers' ``get_rope_index`` of Qwen2.5-VL and GLM-4V, which agree on images; one sample at a time.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
-from components.models.base import HFConfig, Media
+from components.models.base import Encoder, HFConfig, Media, text_rope
 from slime_launch.errors import ComponentError
 
+if TYPE_CHECKING:
+    from torch import Tensor
+    from torch.nn import Module
 
-def positions(hf: HFConfig, ids: Sequence[int], media: Media) -> NDArray[np.int64]:
+
+def require_sections(hf: HFConfig) -> None:
+    """Raises ComponentError unless config.json says which rotary channels follow which axis."""
+    if len(text_rope(hf).sections) == 1:
+        raise ComponentError("config.json: rope_parameters has no mrope_section: which channels follow which axis")
+
+
+def image_encoder(tower: Callable[[HFConfig], Module]) -> Encoder:
+    """The frozen tower of an image model, as Qwen2.5-VL and GLM-4V name its inputs, its token and its weights."""
+    return Encoder(
+        tower=tower,
+        encode=encode_images,
+        media=("pixel_values", "image_grid_thw"),
+        token="image_token_id",
+        prefix="model.visual.",
+    )
+
+
+def encode_images(tower: Module, media: Mapping[str, Tensor]) -> Tensor:
+    """Features [image tokens, hidden] from ``pixel_values`` [patches, features] and ``image_grid_thw`` [images, 3]."""
+    features: Tensor = tower(media["pixel_values"], grid_thw=media["image_grid_thw"]).pooler_output
+    return features
+
+
+def image_positions(hf: HFConfig, ids: Sequence[int], media: Media) -> NDArray[np.int64]:
     """Positions [3, S] (time, height, width) for ids [S] whose image placeholders are expanded.
 
     Text advances all three by one a token; an image spans a grid that starts where the text stopped, and the text after

@@ -1,0 +1,112 @@
+"""The decoder that every family shares, on Megatron-Core. Imports it: import this only once the platform is set up."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import torch
+from megatron.core.models.gpt.gpt_layer_specs import get_gpt_layer_local_spec
+from megatron.core.models.gpt.gpt_model import GPTModel
+from megatron.core.transformer.attention import SelfAttention
+from megatron.core.transformer.mlp import MLP
+from megatron.core.transformer.spec_utils import ModuleSpec
+from megatron.core.transformer.torch_norm import WrappedTorchNorm
+from megatron.core.transformer.transformer_config import TransformerConfig
+from torch import Tensor
+from torch.nn.functional import dropout as drop
+
+from components.models.dense import Biases
+from components.models.rope import Rope
+
+
+class BatchRotary(torch.nn.Module):  # type: ignore[misc]
+    """Rotary angles by the batch's positions, scaled or not, for halved or interleaved channel pairs.
+
+    In the place of Megatron-Core 0.16.1's MultimodalRotaryEmbedding, which knows no scaling, reshapes interleaved
+    angles by the wrong axis and cuts sections before interleaving.
+    """
+
+    def __init__(self, rope: Rope, interleaved: bool) -> None:
+        super().__init__()
+        self.interleaved = interleaved
+        self.inv_freq_C = rope.frequencies()
+
+    def forward(self, position_ids: Tensor, mrope_section: list[int], cp_group: object = None) -> Tensor:
+        """Angles [S, B, 1, rotary channels] for positions [3, B, S]; a section of pairs follows one axis in turn."""
+        inv_freq_C = self.inv_freq_C.to(position_ids.device)
+        angles_3BSC = position_ids.unsqueeze(-1).to(inv_freq_C.dtype) * inv_freq_C
+        sections = angles_3BSC.split(mrope_section, dim=-1)
+        angles_BSC = torch.cat([section[i % 3] for i, section in enumerate(sections)], dim=-1)
+        paired = angles_BSC.repeat_interleave(2, dim=-1) if self.interleaved else torch.cat([angles_BSC] * 2, dim=-1)
+        return paired.transpose(0, 1).unsqueeze(2).contiguous()
+
+
+class DecoderModel(GPTModel):  # type: ignore[misc]
+    """A GPTModel whose rotary positions are those of config.json (``config.rope``)."""
+
+    def __init__(self, config: TransformerConfig, *args: Any, **gpt: Any) -> None:
+        super().__init__(config, *args, **gpt)
+        if self.position_embedding_type == "mrope":
+            self.rotary_pos_emb: Any = BatchRotary(config.rope, config.rotary_interleaved)
+
+
+class PostNormAdd(torch.nn.Module):  # type: ignore[misc]
+    """GLM's norm after a block, in the place of Megatron's bias-dropout-add: residual + norm(output + bias)."""
+
+    def __init__(self, config: TransformerConfig) -> None:
+        super().__init__()
+        self.norm = WrappedTorchNorm(config, config.hidden_size, config.layernorm_epsilon)
+
+    def forward(self, training: bool, fused: bool) -> Callable[[tuple[Tensor, Tensor | None], Tensor, float], Tensor]:
+        """The function that the layer calls with ((output, bias), residual, dropout probability)."""
+        return partial(self._add, training)
+
+    def _add(self, training: bool, output: tuple[Tensor, Tensor | None], residual: Tensor, dropout: float) -> Tensor:
+        value_SBD, bias_D = output
+        # The layer turns gradients on around this call; without them in evaluation a no-grad pass stays one.
+        with torch.set_grad_enabled(training):
+            if bias_D is not None:
+                value_SBD = value_SBD + bias_D
+            return residual + drop(self.norm(value_SBD), dropout, training)
+
+
+class UnbiasedAttention(SelfAttention):  # type: ignore[misc]
+    """Attention without an output bias in a model whose MLPs have biases."""
+
+    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(_unbiased(config), *args, **kwargs)
+
+
+class UnbiasedMLP(MLP):  # type: ignore[misc]
+    """An MLP without biases in a model whose attention output has one."""
+
+    def __init__(self, config: TransformerConfig, *args: Any, **kwargs: Any) -> None:
+        super().__init__(_unbiased(config), *args, ffn_hidden_size=config.ffn_hidden_size, **kwargs)
+
+
+def local_layer_spec(config: TransformerConfig, biases: Biases, post_norms: bool = False) -> ModuleSpec:
+    """Megatron's own GPT layer, of Megatron-Core modules only.
+
+    biases: which linears have them. post_norms: GLM's norms after attention and MLP.
+    """
+    spec = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization=config.normalization)
+    parts: dict[str, Any] = {}
+    if biases.mlp and not biases.proj:
+        parts["self_attention"] = replace(spec.submodules.self_attention, module=UnbiasedAttention)
+    if biases.proj and not biases.mlp:
+        parts["mlp"] = replace(spec.submodules.mlp, module=UnbiasedMLP)
+    if post_norms:
+        post_norm = ModuleSpec(module=PostNormAdd, params={"config": config})
+        parts |= {"self_attn_bda": post_norm, "mlp_bda": post_norm}
+    spec.submodules = replace(spec.submodules, **parts)
+    return spec
+
+
+def _unbiased(config: TransformerConfig) -> TransformerConfig:
+    plain = copy.copy(config)
+    plain.add_bias_linear = False
+    return plain
