@@ -40,7 +40,7 @@ def build_parts(trainer: MegatronTrainer) -> Parts:
     built = build_model(trainer.spec, config)
     tensors = global_names(built.model, config)
     rules, encoders = family.named_as(checkpoint.names, family.rules(hf), built.encoders)
-    weights = WeightMap(tensors, rules, encoders, config.num_layers)
+    weights = WeightMap(tensors, rules, encoders, config.num_layers, family.carried(hf))
     weights.load(checkpoint)
     freeze(tensors, trainer.freeze)
     model = wrap(built.model, config, platform.device)
