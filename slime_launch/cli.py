@@ -17,7 +17,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import RunMode
 from omegaconf import DictConfig
 
-from slime_launch.checks import problems, read_hf_config
+from slime_launch.checks import problems
 from slime_launch.compose import (
     CONFIG_NAME,
     Composed,
@@ -30,10 +30,8 @@ from slime_launch.compose import (
     validate,
 )
 from slime_launch.errors import ConfigError, LaunchError, Problem
-from slime_launch.machine import Machine, free_ports, read_machine
+from slime_launch.machine import Machine, read_machine
 from slime_launch.paths import CONF, require_house
-from slime_launch.plan import LaunchPlan
-from slime_launch.resolve import num_ports, resolve
 
 REFUSED = 2
 _SIGNALLED = 128
@@ -130,43 +128,17 @@ def _run(hydra: Hydra, lines: list[str], mode: RunMode) -> int:
     return max(codes, default=0)
 
 
-def make_plan(composed: Composed, machine: Machine) -> LaunchPlan:
-    """The plan of a checked config, on the ports it asks for or on a free block."""
-    count, base = num_ports(composed.config), composed.config.cluster.base_port
-    ports = list(range(base, base + count)) if base else free_ports(count)
-    return resolve(composed.config, machine, ports, read_hf_config(composed.config)[0])
-
-
 def _job(config: DictConfig, lines: list[str], machine: Machine) -> int:
     from rich.console import Console
+
+    from slime_launch.modes import MODES, Job
 
     hydra_node = cast(DictConfig, HydraConfig.get())
     composed, found = validate(config, hydra_node, lines)
     if composed is None:
         raise ConfigError(found)
-    plan, console = make_plan(composed, machine), Console()
-    run_dir = Path(hydra_node.runtime.output_dir)
-    if composed.config.mode == "plan":
-        return _show(plan, composed, console, run_dir)
-    if (run_dir / "metrics.jsonl").exists():
-        mend = "give another folder, or leave it to the time of day"
-        raise ConfigError([Problem("hydra.run.dir", run_dir, "holds a run already", mend)])
-    from slime_launch.run import execute
-
-    return execute(composed, plan, run_dir, console)
-
-
-def _show(plan: LaunchPlan, composed: Composed, console: object, run_dir: Path) -> int:
-    from rich.console import Console
-
-    from slime_launch.views import print_plan
-
-    plan.write(run_dir / "plan.json")
-    if composed.config.plan.format == "json":
-        print(plan.to_json())
-    elif isinstance(console, Console):
-        print_plan(plan, console)
-    return 0
+    job = Job(composed, machine, Path(hydra_node.runtime.output_dir), Console())
+    return MODES[composed.config.mode](job)
 
 
 if __name__ == "__main__":

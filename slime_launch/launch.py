@@ -9,12 +9,12 @@ from typing import Any
 
 from slime_launch import signals
 from slime_launch.errors import ComponentError, DeadlineError, LaunchError
-from slime_launch.plan import Actor, LaunchPlan
+from slime_launch.plan import Actor, LaunchPlan, bare
 from slime_launch.progress import Progress
 
 _TICK_S = 0.25
 _HEALTH_EVERY_S = 2.0
-_SERVERS = ("encoder", "regular", "router")
+_SERVERS = ("encoder", "regular", "prefill", "decode", "follower", "external", "router")
 _ONE_SHOT = ("checkpoint",)  # their work is done once they have started
 _CREATE_TIMEOUT_S = 120.0
 
@@ -69,11 +69,12 @@ class Fleet:
         self._handles[actor.name] = options.remote(actor.name, actor.component, actor.args, str(self._run_dir))
 
     def _needs(self, actor: Actor) -> dict[str, list[Any]]:
-        edges = [edge for edge in self.plan.edges if edge.dst == actor.name]
-        return {
-            name: [self._provided[edge.src][name] for edge in edges if edge.name == name]
-            for name in {edge.name for edge in edges}
-        }
+        """By bare name (``encoder_url`` of ``actor/encoder_url``) what the providers gave, in plan order."""
+        needs: dict[str, list[Any]] = {}
+        for name in actor.needs:
+            given = [self._provided[other.name] for other in self.plan.actors if name in other.provides]
+            needs.setdefault(bare(name), []).extend(provided[bare(name)] for provided in given)
+        return needs
 
     def call(self, names: Sequence[str], method: str, *args: Any, what: str, timeout_s: float) -> list[Any]:
         """Call one method of several actors at once and wait for all answers, in order.

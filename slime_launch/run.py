@@ -78,9 +78,9 @@ def _drive(
         with progress.waiting("starting Ray"):
             cluster = stack.enter_context(
                 LocalCluster(
-                    port=plan.ray_port,
+                    port=plan.cluster.ray_port,
                     num_cpus=sum(actor.resources.cpu for actor in plan.actors),
-                    num_gpus=sum(actor.resources.gpu for actor in plan.actors),
+                    num_gpus=sum(plan.cluster.gpus),
                     store_mb=config.cluster.object_store_mb,
                     allow_targets=config.allow_targets,
                     log=run_dir / "logs" / "ray.log",

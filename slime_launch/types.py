@@ -22,10 +22,16 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Endpoint:
-    """Where a server listens; ``key`` is its bearer token, empty when it takes none."""
+    """Where a server listens.
+
+    key: its bearer token, empty when it takes none. model: the served model's name.
+    bootstrap_port: of a prefill engine, where decode engines ask for KV caches.
+    """
 
     url: str
     key: str = ""
+    model: str = ""
+    bootstrap_port: int | None = None
 
 
 @dataclass(frozen=True, slots=True)

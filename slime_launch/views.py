@@ -1,29 +1,126 @@
-"""A plan for the eyes."""
+"""A plan for the eyes: a table with a row for each group of actors, a Mermaid graph, and what differs between plans."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import msgspec
 from rich.console import Console
 from rich.table import Table
 
-from slime_launch.plan import LaunchPlan
+from slime_launch.plan import Actor, LaunchPlan
 
-_COLUMNS = ("phase", "actor", "component", "resources", "needs", "provides")
+_ABSENT = "(absent)"
+_PARALLEL = {"tp": "tp_size", "pp": "pp_size", "dp": "dp_size", "nodes": "nnodes"}
 
 
 def print_plan(plan: LaunchPlan, console: Console) -> None:
-    """The plan as a table: one row an actor, in starting order."""
-    table = Table(title=f"launch plan: {plan.name} on {plan.platform}", title_justify="left")
-    for name in _COLUMNS:
+    """The plan as tables: one row a group of actors in starting order, then the servers' arguments."""
+    nodes = f", {len(plan.cluster.gpus)} nodes" if len(plan.cluster.gpus) > 1 else ""
+    table = Table(title=f"launch plan: {plan.name} on {plan.platform}{nodes}", title_justify="left")
+    for name in ("phase", "actors", "component", "where", "parallel", "each takes", "memory each", "needs", "provides"):
         table.add_column(name, overflow="fold")
-    for actor in plan.actors:
-        component = ".".join(actor.component.split(".")[1:])
-        row = (
-            str(actor.phase),
-            actor.name,
-            component,
-            str(actor.resources),
-            "\n".join(actor.needs),
-            "\n".join(actor.provides),
-        )
-        table.add_row(*row)
+    for group, actors in plan.groups().items():
+        table.add_row(*_row(group, actors))
+    for placeholder in plan.placeholders:
+        gpus = f"node {placeholder.node} gpu {_ranges(placeholder.gpus)}"
+        table.add_row("", placeholder.name, "(reserved)", gpus, "", "", "", "", "")
     console.print(table)
+    _print_server_args(plan, console)
+
+
+def _row(group: str, actors: Sequence[Actor]) -> tuple[str, ...]:
+    first = actors[0]
+    component = ".".join(first.component.split(".")[1:])
+    kind = "" if first.kind == group else f"\n{first.kind}"
+    memory = sum(first.memory_mb.values())
+    return (
+        str(first.phase), _names(actors) + kind, component, _where(actors), _parallel(first), str(first.resources),
+        _size(memory) if memory else "?", "\n".join(first.needs), "\n".join(first.provides),
+    )  # fmt: skip
+
+
+def _names(actors: Sequence[Actor]) -> str:
+    if len(actors) == 1:
+        return actors[0].name
+    return f"{actors[0].name} .. {actors[-1].name} ({len(actors)})"
+
+
+def _where(actors: Sequence[Actor]) -> str:
+    nodes = _ranges(sorted({actor.node for actor in actors}))
+    if not actors[0].gpus:
+        return f"node {nodes}"
+    gpus = sorted({gpu for actor in actors for gpu in actor.gpus})
+    return f"node {nodes} gpu {_ranges(gpus)}"
+
+
+def _ranges(numbers: Sequence[int]) -> str:
+    """``0-3,6`` for 0, 1, 2, 3, 6."""
+    runs: list[list[int]] = []
+    for number in numbers:
+        if runs and number == runs[-1][-1] + 1:
+            runs[-1].append(number)
+        else:
+            runs.append([number])
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else str(run[0]) for run in runs)
+
+
+def _parallel(actor: Actor) -> str:
+    args = actor.args.get("server_args") or actor.args.get("expected") or {}
+    if actor.kind == "trainer":
+        dp = actor.args["world_size"] // (actor.args["tp"] * actor.args["pp"])
+        return f"tp={actor.args['tp']} pp={actor.args['pp']} dp={dp}"
+    return " ".join(f"{short}={args[name]}" for short, name in _PARALLEL.items() if args.get(name))
+
+
+def _size(megabytes: float) -> str:
+    return f"{megabytes / 1024:.1f} GB" if megabytes >= 1024 else f"{megabytes:.0f} MB"
+
+
+def _print_server_args(plan: LaunchPlan, console: Console) -> None:
+    for group, actors in plan.groups().items():
+        if args := actors[0].args.get("server_args"):
+            shown = ", ".join(f"{name}={value}" for name, value in args.items())
+            console.print(f"{group}: {shown}", highlight=False, soft_wrap=True)
+
+
+def mermaid(plan: LaunchPlan) -> str:
+    """The plan as a Mermaid flowchart: a node for each group, an arrow for each edge."""
+    lines = ["flowchart LR"]
+    for group, actors in plan.groups().items():
+        label = f"{_names(actors)}<br/>{actors[0].kind}, {_where(actors)}"
+        lines.append(f'    {_id(group)}["{label}"]')
+    lines += [f'    {p.name}["{p.name}<br/>reserved"]' for p in plan.placeholders]
+    lines += [f"    {_id(edge.src)} -- {edge.name} --> {_id(edge.dst)}" for edge in plan.edges]
+    return "\n".join(lines)
+
+
+def _id(group: str) -> str:
+    return "g_" + group.replace("-", "_")
+
+
+def differences(old: LaunchPlan, new: LaunchPlan) -> list[str]:
+    """One line for each value that differs, actors matched by name: ``key: old -> new``."""
+    before, after = (dict(_leaves(_by_name(plan))) for plan in (old, new))
+    keys = list(dict.fromkeys([*before, *after]))
+    return [
+        f"{key}: {before.get(key, _ABSENT)} -> {after.get(key, _ABSENT)}"
+        for key in keys
+        if before.get(key, _ABSENT) != after.get(key, _ABSENT)
+    ]
+
+
+def _by_name(plan: LaunchPlan) -> dict[str, Any]:
+    tree: dict[str, Any] = msgspec.to_builtins(plan)
+    tree["actors"] = {actor["name"]: actor for actor in tree["actors"]}
+    tree["edges"] = {f"{edge['src']} -> {edge['dst']}: {edge['name']}": "drawn" for edge in tree["edges"]}
+    return tree
+
+
+def _leaves(value: Any, key: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(value, dict) and value:
+        for name, item in value.items():
+            yield from _leaves(item, f"{key}.{name}" if key else str(name))
+    else:
+        yield key, value

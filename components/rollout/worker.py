@@ -12,6 +12,7 @@ from components.rollout.metrics import score_of, summarise
 from components.rollout.prompts import Rendered, Renderer
 from slime_launch.errors import ComponentError
 from slime_launch.interfaces import DataSource, Needs, Provides, Reward
+from slime_launch.schema import ACTOR
 from slime_launch.targets import instantiate
 from slime_launch.types import Metrics, Prompt, Sample, Status
 
@@ -57,7 +58,7 @@ class RolloutWorker:
             name: [(prompt, self._renderer.render(prompt)) for prompt in prompts]
             for name, prompts in self._data.eval_sets().items()
         }
-        endpoint = needs["router_url"][0]
+        endpoint = next(endpoint for endpoint in needs["router_url"] if endpoint.model == ACTOR)
         self._client = self._runner.run(_connect(endpoint, self._max_concurrency, self._request_timeout_s))
         return {}
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import secrets
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -42,6 +41,7 @@ class Site:
     host: str
     port: int
     model_path: str
+    model: str
     server_args: dict[str, Any]
     weight_sync: dict[str, Any] | None
     keys: Keys
@@ -78,21 +78,13 @@ def _encoder_args(site: Site, needs: Needs) -> dict[str, Any]:
 def _regular_args(site: Site, needs: Needs) -> dict[str, Any]:
     keys = {"api_key": site.keys.user, "admin_api_key": site.keys.admin}
     encoders = [endpoint.url for endpoint in needs.get("encoder_url", ())]
-    split: dict[str, Any] = {}
-    if encoders:
-        split = {"language_only": True, "encoder_urls": encoders, "encoder_bootstrap_port": _free_port(site.host)}
+    split = {"encoder_urls": encoders} if encoders else {}
     return _engine_args(site) | keys | split | site.server_args
 
 
 def _router_args(site: Site, needs: Needs) -> dict[str, Any]:
-    prometheus = {"prometheus_host": site.host, "prometheus_port": _free_port(site.host)}
-    return {"host": site.host, "port": site.port, "api_key": site.keys.user} | prometheus | site.server_args
-
-
-def _free_port(host: str) -> int:
-    with socket.socket() as probe:
-        probe.bind((host, 0))
-        return int(probe.getsockname()[1])
+    own = {"host": site.host, "port": site.port, "api_key": site.keys.user, "prometheus_host": site.host}
+    return own | site.server_args
 
 
 def _answers(client: httpx.Client, path: str) -> bool:
@@ -131,19 +123,20 @@ def _bearer(site: Site) -> dict[str, str]:
 
 
 def _encoder_provides(site: Site) -> Provides:
-    return {"encoder_url": Endpoint(site.url)}
+    return {"encoder_url": Endpoint(site.url, model=site.model)}
 
 
 def _regular_provides(site: Site) -> Provides:
-    provided: dict[str, Any] = {"engine_url": Endpoint(site.url, site.keys.user)}
+    provided: dict[str, Any] = {"engine_url": Endpoint(site.url, site.keys.user, site.model)}
     if site.weight_sync is not None:
         parallel = site.server_args.get("tp_size", 1)
-        provided["weight_sink"] = EngineSink(url=site.url, key=site.keys.admin, tp_size=parallel, **site.weight_sync)
+        sync = {name: value for name, value in site.weight_sync.items() if name != "via"}
+        provided["weight_sink"] = EngineSink(url=site.url, key=site.keys.admin, tp_size=parallel, **sync)
     return provided
 
 
 def _router_provides(site: Site) -> Provides:
-    return {"router_url": Endpoint(site.url, site.keys.user)}
+    return {"router_url": Endpoint(site.url, site.keys.user, site.model)}
 
 
 KINDS = {

@@ -31,6 +31,7 @@ class Server:
     """One SGLang server in a process tree of its own (Component).
 
     name: how messages call it. kind: a key of ``kinds.KINDS``. host, port: where it listens.
+    model_path, model: the checkpoint it serves, and the served model's name in the topology.
     server_args: SGLang ServerArgs fields, or RouterArgs fields for a router; they win over what the kind sets.
     env: environment of the server beside the inherited one. log: the log file, created with mode 0600.
     start_timeout_s: seconds until it must be healthy.
@@ -52,11 +53,12 @@ class Server:
         env: dict[str, str],
         log: str,
         start_timeout_s: float,
+        model: str = "actor",
         weight_sync: dict[str, Any] | None = None,
     ) -> None:
         if kind not in kinds.KINDS:
             raise ComponentError(f"server {name}: unknown kind {kind}; one of {', '.join(kinds.KINDS)}")
-        self.site = kinds.Site(name, host, port, model_path, server_args, weight_sync, kinds.Keys.fresh())
+        self.site = kinds.Site(name, host, port, model_path, model, server_args, weight_sync, kinds.Keys.fresh())
         self.kind = kinds.KINDS[kind]
         self._kind_name = kind
         self._env = env

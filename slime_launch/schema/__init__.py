@@ -1,10 +1,10 @@
 """The typed contract that YAML is checked against: one frozen dataclass a group, defaults nowhere else."""
 
+from slime_launch.schema.cluster import ClusterConfig
 from slime_launch.schema.model import ModelConfig
-from slime_launch.schema.rollout import EngineGroup, Layered, RolloutConfig, TopologyConfig
+from slime_launch.schema.rollout import ACTOR, EngineGroup, Layered, RolloutConfig, ServedModel, TopologyConfig
 from slime_launch.schema.run import (
     AlgorithmConfig,
-    ClusterConfig,
     Config,
     DriverConfig,
     PlanConfig,
@@ -14,6 +14,7 @@ from slime_launch.schema.run import (
 from slime_launch.schema.trainer import OptimConfig, ParallelConfig, TrainerConfig
 
 __all__ = [
+    "ACTOR",
     "AlgorithmConfig",
     "ClusterConfig",
     "Config",
@@ -26,6 +27,7 @@ __all__ = [
     "PlanConfig",
     "RewardConfig",
     "RolloutConfig",
+    "ServedModel",
     "TopologyConfig",
     "TrackingConfig",
     "TrainerConfig",

@@ -5,19 +5,43 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
-from slime_launch.schema.fields import Count, Fraction, Natural, Node, NonNegative, Positive, Seconds, about
+from slime_launch.schema.fields import Count, Fraction, Natural, Node, Positive, Seconds, about
 
-WorkerType = Literal["regular", "encoder"]
+ACTOR = "actor"
+"""The model that is trained; every group serves it unless it says otherwise."""
+
+WorkerType = Literal["regular", "prefill", "decode", "encoder", "placeholder"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ServedModel:
+    """One model that engines serve; it has a router of its own."""
+
+    path: Annotated[str | None, about("Checkpoint folder; null serves the trained checkpoint.")] = None
+    update_weights: Annotated[
+        bool | None, about("Send the trainer's weights; null: only where the path is the trained checkpoint.")
+    ] = None
 
 
 @dataclass(frozen=True, kw_only=True)
 class EngineGroup:
     """Engines that are alike."""
 
-    worker_type: Annotated[WorkerType, about("What the engines of the group do.")] = "regular"
-    num_engines: Annotated[Count, about("How many servers.")] = 1
+    worker_type: Annotated[WorkerType, about("What the engines do; a placeholder only reserves GPUs.")] = "regular"
+    model: Annotated[str, about("The model they serve: actor, or a name of rollout.topology.models.")] = ACTOR
+    path: Annotated[str | None, about("Checkpoint folder; null takes the model's. All groups of a model agree.")] = None
+    num_engines: Annotated[Count | None, about("How many servers; null: num_gpus / gpus_per_engine, or 1.")] = None
+    num_gpus: Annotated[Count | None, about("GPUs of the whole group, in place of num_engines.", "GPU")] = None
+    gpus_per_engine: Annotated[
+        Positive | None, about("GPUs of each on CUDA; below 1 several share one; null: tp x pp x dp.", "GPU")
+    ] = None
+    colocated: Annotated[bool, about("Share the trainer's GPUs instead of taking others.")] = False
     tp: Annotated[Count, about("Tensor-parallel size of each.")] = 1
-    gpus_per_engine: Annotated[NonNegative, about("GPUs of each on CUDA; a fraction shares one.", "GPU")] = 1.0
+    pp: Annotated[Count, about("Pipeline-parallel size of each.")] = 1
+    dp: Annotated[Count, about("Data-parallel replicas inside each; with enable_dp_attention they share tp.")] = 1
+    urls: Annotated[list[str] | None, about("Engines that someone else runs; null: the launcher starts them.")] = None
+    key_file: Annotated[str | None, about("File with the bearer token of the engines in urls.")] = None
+    admin_key_file: Annotated[str | None, about("File with their admin token, for weights.")] = None
     overrides: Annotated[dict[str, Any], about("SGLang ServerArgs on top of rollout.server_args.")] = field(
         default_factory=dict
     )
@@ -27,17 +51,22 @@ class EngineGroup:
 class TopologyConfig:
     """The servers of the rollout; edges follow from what each worker type needs and provides."""
 
+    models: Annotated[dict[str, ServedModel], about("Served models by name; actor is always there.")] = field(
+        default_factory=dict
+    )
     groups: Annotated[dict[str, EngineGroup], about("Engine groups by name.")] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Layered:
-    """Values by where they apply; the more particular wins: common, then the device, then the server kind."""
+    """Values by where they apply; the more particular wins: common, then the device, then the worker type."""
 
     common: Annotated[dict[str, Any], about("Every engine and encoder.")] = field(default_factory=dict)
     cpu: Annotated[dict[str, Any], about("On CPU.")] = field(default_factory=dict)
     cuda: Annotated[dict[str, Any], about("On CUDA.")] = field(default_factory=dict)
     regular: Annotated[dict[str, Any], about("Regular engines.")] = field(default_factory=dict)
+    prefill: Annotated[dict[str, Any], about("Prefill engines.")] = field(default_factory=dict)
+    decode: Annotated[dict[str, Any], about("Decode engines.")] = field(default_factory=dict)
     encoder: Annotated[dict[str, Any], about("Encoder-only servers.")] = field(default_factory=dict)
 
 
@@ -47,6 +76,9 @@ class RolloutConfig:
 
     worker: Annotated[Node, about("The rollout component.")] = field(default_factory=dict)
     server: Annotated[Node, about("The component that hosts every server kind.")] = field(default_factory=dict)
+    external: Annotated[Node, about("The component that stands for a server which someone else runs.")] = field(
+        default_factory=dict
+    )
     topology: Annotated[TopologyConfig, about("The servers.")] = field(default_factory=TopologyConfig)
     num_prompts: Annotated[Count, about("Prompts a step.")] = 16
     group_size: Annotated[Count, about("Samples a prompt.")] = 8
@@ -55,7 +87,7 @@ class RolloutConfig:
     max_new_tokens: Annotated[Count, about("Response budget.", "tokens")] = 16
     eval_samples: Annotated[Count, about("Samples a prompt in evaluation.")] = 4
     request_timeout_s: Annotated[Seconds, about("Longest wait for one generation.", "s")] = 120.0
-    max_concurrency: Annotated[Count, about("Requests in flight for each regular engine.")] = 128
+    max_concurrency: Annotated[Count, about("Requests in flight for each engine that generates.")] = 128
     server_args: Annotated[Layered, about("SGLang ServerArgs fields by where they apply.")] = field(
         default_factory=Layered
     )

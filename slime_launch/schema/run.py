@@ -1,4 +1,4 @@
-"""The small groups: algorithm, reward, driver, cluster, tracking, plan; and the root that holds them all."""
+"""The small groups: algorithm, reward, driver, tracking, plan; and the root that holds them all."""
 
 from __future__ import annotations
 
@@ -7,7 +7,8 @@ from typing import Annotated, Any, Literal
 
 from msgspec import Meta
 
-from slime_launch.schema.fields import Natural, Node, Seconds, about
+from slime_launch.schema.cluster import ClusterConfig
+from slime_launch.schema.fields import Natural, Node, about
 from slime_launch.schema.model import ModelConfig
 from slime_launch.schema.rollout import RolloutConfig
 from slime_launch.schema.trainer import TrainerConfig
@@ -41,18 +42,6 @@ class DriverConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ClusterConfig:
-    """The machine."""
-
-    device: Annotated[Literal["auto", "cpu", "cuda"], about("Where to run; auto takes CUDA where there is a GPU.")] = (
-        "auto"
-    )
-    base_port: Annotated[Natural, about("First port of the run's block; 0 takes a free block.")] = 0
-    start_timeout_s: Annotated[Seconds, about("Longest wait for one actor to start.", "s")] = 300.0
-    object_store_mb: Annotated[Natural, about("Ray's object store.", "MB")] = 256
-
-
-@dataclass(frozen=True, kw_only=True)
 class TrackingConfig:
     """Where metrics go beside metrics.jsonl."""
 
@@ -63,7 +52,10 @@ class TrackingConfig:
 class PlanConfig:
     """How mode=plan prints."""
 
-    format: Annotated[Literal["table", "json"], about("Table for people, JSON for tools.")] = "table"
+    format: Annotated[Literal["table", "json", "mermaid"], about("Table for people, JSON for tools, or a graph.")] = (
+        "table"
+    )
+    diff: Annotated[str | None, about("A run folder or plan.json to compare with.")] = None
 
 
 @dataclass(frozen=True, kw_only=True)

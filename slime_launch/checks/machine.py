@@ -1,0 +1,104 @@
+"""Rules about the machines: GPUs by node, memory, CPU and ports."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from slime_launch.checks.facts import Facts, PlanRule, Rule
+from slime_launch.errors import Problem
+from slime_launch.machine import port_is_free
+from slime_launch.placement import group_problems, world_size
+from slime_launch.plan import LaunchPlan
+
+
+def device_is_there(f: Facts) -> Iterator[Problem]:
+    """CUDA needs GPUs: those that the config declares, or this machine's."""
+    if f.config.cluster.device == "cuda" and not f.gpus_per_node:
+        mend = "use cluster.device=auto, set CUDA_VISIBLE_DEVICES, or plan for others with cluster.gpus_per_node=8"
+        yield Problem("cluster.device", "cuda", "this machine shows no GPU", mend)
+    declared = f.config.cluster.gpus_per_node or 0
+    if f.config.mode == "run" and f.config.cluster.loopback and f.device == "cuda" and declared > f.machine.gpus:
+        reason = f"this machine has {f.machine.gpus}: {declared - f.machine.gpus} are missing"
+        mend = "use cluster=ray on a cluster that has them, or mode=plan to plan for it"
+        yield Problem("cluster.gpus_per_node", declared, reason, mend)
+    if f.config.cluster.loopback and f.config.cluster.num_nodes > 1 and f.config.mode == "run":
+        mend = "use cluster=ray, slurm or kuberay, or mode=plan to plan for it"
+        yield Problem("cluster.num_nodes", f.config.cluster.num_nodes, "this cluster is one machine", mend)
+
+
+def groups_divide(f: Facts) -> Iterator[Problem]:
+    """Counts of each group fit together, and onto GPUs and nodes."""
+    for name, group in f.groups.items():
+        if group.urls is None:
+            yield from group_problems(name, group, f.gpus_per_node)
+
+
+def trainer_divides(f: Facts) -> Iterator[Problem]:
+    """Tensor-parallel ranks stay on one node."""
+    tp, per_node = f.config.trainer.parallel.tp, f.gpus_per_node
+    if per_node and per_node % tp:
+        reason = f"a node has {per_node} GPUs, and tensor-parallel ranks must sit on one node"
+        yield Problem("trainer.parallel.tp", tp, reason, f"give a divisor of {per_node}")
+
+
+def gpus_suffice(f: Facts) -> Iterator[Problem]:
+    """The nodes have the GPUs that the plan takes; a deficit says how many are missing, and where."""
+    if not f.gpus_per_node:
+        return
+    nodes, needed = f.config.cluster.num_nodes, f.placement.gpus_by_node()
+    missing = {node: count for node, count in needed.items() if node >= nodes}
+    if missing:
+        there = nodes * f.gpus_per_node
+        where = ", ".join(f"node {node}: {count}" for node, count in list(missing.items())[:8])
+        where += f" and {len(missing) - 8} more nodes" if len(missing) > 8 else ""
+        reason = (
+            f"the trainer takes {world_size(f.config)} GPUs and the plan {sum(needed.values())}, "
+            f"{nodes} nodes of {f.gpus_per_node} have {there}: {sum(missing.values())} are missing ({where})"
+        )
+        mend = "add nodes, lower the parallel sizes or num_engines, or set colocated=true on engine groups"
+        yield Problem("cluster.num_nodes", nodes, reason, mend)
+
+
+def colocated_groups_fit(f: Facts) -> Iterator[Problem]:
+    """A colocated engine is not larger than the trainer whose GPUs it shares."""
+    for name, group in f.groups.items():
+        for engine in f.placement.engines.get(name, ()) if group.colocated else ():
+            size = sum(len(seat.gpus) for seat in engine)
+            if size > world_size(f.config):
+                reason = f"an engine of {size} GPUs shares those of a trainer that has {world_size(f.config)}"
+                key = f"rollout.topology.groups.{name}.colocated"
+                yield Problem(key, True, reason, "set it to false, or lower tp x pp x dp")
+                break
+
+
+def threads_fit(f: Facts) -> Iterator[Problem]:
+    """No process asks for more CPU threads than a machine has."""
+    cores, config = f.machine.cores, f.config
+    elsewhere = config.mode == "plan" and config.cluster.gpus_per_node is not None
+    if elsewhere or not config.cluster.loopback:
+        return
+    for key, threads in {
+        "trainer.threads": config.trainer.threads, "rollout.server_threads": config.rollout.server_threads
+    }.items():  # fmt: skip
+        if threads > cores:
+            yield Problem(key, threads, f"this machine has {cores} cores", f"give at most {cores}")
+
+
+def ports_are_free(f: Facts, plan: LaunchPlan) -> Iterator[Problem]:
+    """A fixed block of ports is free."""
+    base = f.config.cluster.base_port
+    last = base + plan.cluster.num_ports - 1
+    if base and (base < 1024 or last > 65535):
+        mend = "give 1024 or more, or 0 for a free block"
+        yield Problem("cluster.base_port", base, f"ports {base} to {last} are not all usable", mend)
+        return
+    taken = [port for port in range(base, last + 1) if not port_is_free(port)] if base and plan.cluster.loopback else []
+    if taken:
+        reason = f"taken: {', '.join(map(str, taken))}"
+        yield Problem("cluster.base_port", base, reason, "give another port, or 0 for a free block")
+
+
+RULES: tuple[Rule, ...] = (
+    device_is_there, groups_divide, trainer_divides, gpus_suffice, colocated_groups_fit, threads_fit,
+)  # fmt: skip
+PLAN_RULES: tuple[PlanRule, ...] = (ports_are_free,)

@@ -1,0 +1,88 @@
+"""Rules about the model: its files, and how it is cut over ranks."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from slime_launch.checks.facts import Facts, Rule, group_key
+from slime_launch.errors import Problem
+from slime_launch.hf_folder import folder_faults
+from slime_launch.model_files import AUTO, families
+from slime_launch.topology import served_models
+
+
+def family_is_known(f: Facts) -> Iterator[Problem]:
+    """The family knows the architecture that config.json names."""
+    known, given = families(), f.config.model.family
+    for architecture in f.hf.get("architectures", ()):
+        if architecture not in known:
+            reason = f"nobody knows the architecture {architecture}"
+            yield Problem("model.family", given, reason, f"known are {', '.join(sorted(known))}")
+        elif given not in (AUTO, known[architecture]) and given in known.values():
+            reason = f"config.json is a {architecture}, which family {known[architecture]} knows"
+            yield Problem("model.family", given, reason, f"choose model={known[architecture]}")
+
+
+def checkpoints_are_whole(f: Facts) -> Iterator[Problem]:
+    """A user's checkpoint folders have weights and a tokenizer, and nothing that would run code when loaded."""
+    given = {"model.hf_checkpoint": f.config.model.hf_checkpoint}
+    given |= {f"rollout.topology.models.{name}.path": m.path for name, m in served_models(f.config).items()}
+    given |= {group_key(name, "path"): group.path for name, group in f.groups.items() if group.urls is None}
+    for key, path in given.items():
+        for reason, mend in folder_faults(Path(path).expanduser().resolve()) if path is not None else ():
+            yield Problem(key, path, reason, mend)
+    if f.config.model.hf_checkpoint is not None and "auto_map" in f.hf:
+        reason = "config.json has auto_map, which names code to run"
+        yield Problem("model.hf_checkpoint", f.config.model.hf_checkpoint, reason, "remove the entry")
+    if f.config.mode == "run" and f.config.model.hf_checkpoint is None and f.config.model.hf_config is not None:
+        reason = f"hf_config={f.config.model.hf_config} is enough to plan, and a run needs the weights"
+        yield Problem("model.hf_checkpoint", None, reason, "give the folder that holds them")
+
+
+def freeze_patterns_compile(f: Facts) -> Iterator[Problem]:
+    """Freeze patterns are regular expressions."""
+    for pattern in f.config.model.freeze:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            reason = f"not a regular expression ({error})"
+            yield Problem("model.freeze", pattern, reason, "escape its special characters")
+
+
+def tensor_parallel_divides(f: Facts) -> Iterator[Problem]:
+    """Heads and MLP divide by every tensor-parallel size; an engine may hold copies of key-value heads."""
+    sizes = {"trainer.parallel.tp": f.config.trainer.parallel.tp}
+    engines = {group_key(name, "tp"): group.tp for name, group in f.serving("actor").items()}
+    for key, tp in (sizes | engines).items():
+        for name in ("num_attention_heads", "num_key_value_heads", "intermediate_size", "moe_intermediate_size"):
+            count = f.text.get(name)
+            copies = key in engines and name == "num_key_value_heads" and isinstance(count, int) and tp % count == 0
+            if isinstance(count, int) and count % tp and not copies:
+                yield Problem(key, tp, f"does not divide {name}={count} of the model", f"give a divisor of {count}")
+
+
+def pipeline_divides(f: Facts) -> Iterator[Problem]:
+    """Layers divide over pipeline stages, those that the first and last stage are given aside."""
+    layers, pp = f.text.get("num_hidden_layers"), f.config.trainer.parallel.pp
+    given = [
+        f.config.model.transformer[name]
+        for name in ("num_layers_in_first_pipeline_stage", "num_layers_in_last_pipeline_stage")
+        if isinstance(f.config.model.transformer.get(name), int)
+    ]
+    if not isinstance(layers, int) or pp == 1:
+        return
+    left, stages = layers - sum(given), pp - len(given)
+    if left < stages or (left % stages if stages else left):
+        if given:
+            reason = f"{left} of num_hidden_layers={layers} are left for {stages} stages"
+        else:
+            reason = f"does not divide num_hidden_layers={layers} of the model"
+        mend = f"give a divisor of {layers}, or model.transformer.num_layers_in_first_pipeline_stage (and _last_)"
+        yield Problem("trainer.parallel.pp", pp, reason, mend)
+
+
+RULES: tuple[Rule, ...] = (
+    family_is_known, checkpoints_are_whole, freeze_patterns_compile, tensor_parallel_divides, pipeline_divides,
+)  # fmt: skip

@@ -1,0 +1,83 @@
+"""What ``mode`` does with a config that passed every check: show its plan, look deeper, or run it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import msgspec
+from rich.console import Console
+
+from slime_launch.compose import Composed
+from slime_launch.errors import ConfigError, Problem
+from slime_launch.machine import Machine, free_ports
+from slime_launch.model_files import read_hf_config
+from slime_launch.plan import LaunchPlan, read_plan
+from slime_launch.resolve import resolve
+
+
+@dataclass(frozen=True)
+class Job:
+    """One checked config on this machine, and the folder it writes to."""
+
+    composed: Composed
+    machine: Machine
+    run_dir: Path
+    console: Console
+
+
+def make_plan(job: Job, base_port: int = 0) -> LaunchPlan:
+    """The plan, on the ports that the config asks for, or from ``base_port`` on, or on a free block."""
+    config = job.composed.config
+    hf, base = read_hf_config(config)[0], config.cluster.base_port or base_port
+    if not base:
+        base = free_ports(resolve(config, job.machine, 0, hf).cluster.num_ports)[0]
+    return resolve(config, job.machine, base, hf)
+
+
+def show_plan(job: Job) -> int:
+    """mode=plan: write plan.json, print it, or what differs from another plan."""
+    config = job.composed.config.plan
+    if config.diff is not None:
+        return _show_differences(job, config.diff)
+    from slime_launch.views import mermaid, print_plan
+
+    plan = make_plan(job)
+    plan.write(job.run_dir / "plan.json")
+    if config.format == "table":
+        print_plan(plan, job.console)
+    else:
+        print(plan.to_json() if config.format == "json" else mermaid(plan))
+    return 0
+
+
+def _show_differences(job: Job, given: str) -> int:
+    from slime_launch.views import differences
+
+    file = Path(given).expanduser()
+    file = file / "plan.json" if file.is_dir() else file
+    try:
+        old = read_plan(file)
+    except (OSError, msgspec.DecodeError) as error:
+        raise ConfigError(
+            [Problem("plan.diff", given, f"no plan ({error})", "name a run folder or plan.json")]
+        ) from error
+    new = make_plan(job, old.cluster.base_port)
+    new.write(job.run_dir / "plan.json")
+    for line in differences(old, new) or [f"no difference from {file}"]:
+        print(line)
+    return 0
+
+
+def run(job: Job) -> int:
+    """mode=run: start the plan and drive it to its end."""
+    if (job.run_dir / "metrics.jsonl").exists():
+        mend = "give another folder, or leave it to the time of day"
+        raise ConfigError([Problem("hydra.run.dir", job.run_dir, "holds a run already", mend)])
+    from slime_launch.run import execute
+
+    return execute(job.composed, make_plan(job), job.run_dir, job.console)
+
+
+MODES: dict[str, Callable[[Job], int]] = {"run": run, "plan": show_plan}
