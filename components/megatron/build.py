@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,10 +16,13 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from components.megatron.config import ModelConfig
+from components.megatron.weights import LAYER
 from components.models.base import Encoder, ModelProvider
 from components.models.decoder import DecoderModel
 from slime_launch.errors import ComponentError
 from slime_launch.targets import instantiate
+
+EXPERT = re.compile(r"(?<=\.mlp\.experts\.local_experts\.)\d+(?=\.)")
 
 
 @dataclass(frozen=True)
@@ -61,13 +64,21 @@ def _check_provider(spec: Mapping[str, Any], answer: object) -> None:
 
 
 def global_names(model: Any, config: ModelConfig) -> dict[str, Any]:
-    """Parameters and persistent buffers of this rank by name, decoder layers numbered over all stages."""
-    offset = get_transformer_layer_offset(config)
+    """Parameters and persistent buffers of this rank by name, decoder layers and experts numbered over all ranks."""
     tensors = {name: value for name, value in model.state_dict(keep_vars=True).items() if hasattr(value, "dtype")}
-    return {
-        re.sub(r"^decoder\.layers\.(\d+)\.", lambda found: f"decoder.layers.{int(found[1]) + offset}.", name): value
-        for name, value in tensors.items()
-    }
+    layer = get_transformer_layer_offset(config)
+    expert = parallel_state.get_expert_model_parallel_rank() * (config.num_moe_experts or 0)
+    expert //= parallel_state.get_expert_model_parallel_world_size()
+    return {shifted(name, layer, expert): value for name, value in tensors.items()}
+
+
+def shifted(name: str, layer: int, expert: int) -> str:
+    """A parameter's name with its layer's number and its expert's number, if it has them, so much higher."""
+
+    def add(offset: int) -> Callable[[re.Match[str]], str]:
+        return lambda found: str(int(found[0]) + offset)
+
+    return EXPERT.sub(add(expert), LAYER.sub(add(layer), name))
 
 
 def freeze(names: Mapping[str, Any], patterns: Sequence[str]) -> None:

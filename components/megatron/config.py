@@ -16,6 +16,15 @@ from components.models.layouts import padded_vocab
 from components.models.rope import Rope
 from slime_launch.errors import ComponentError
 
+TRAINERS_OWN = {
+    "tensor_model_parallel_size": "set trainer.tp",
+    "pipeline_model_parallel_size": "set trainer.pp",
+    "expert_model_parallel_size": "experts are split over trainer.tp; the trainer starts no expert-parallel groups",
+    "expert_tensor_parallel_size": "experts are split over trainer.tp",
+    "context_parallel_size": "the trainer starts no context-parallel groups",
+}
+"""TransformerConfig fields that must fit the process groups -> what to do instead of setting them."""
+
 
 @dataclass
 class ModelConfig(TransformerConfig):  # type: ignore[misc]
@@ -42,13 +51,15 @@ def model_config(
     known = {entry.name for entry in fields(TransformerConfig)}
     if unknown := sorted(set(overrides) - known):
         raise ComponentError(f"model.transformer: {unknown} are no fields of Megatron's TransformerConfig")
+    if fixed := [f"{name} ({why})" for name, why in TRAINERS_OWN.items() if name in overrides]:
+        raise ComponentError(f"model.transformer: {', '.join(fixed)}; take these out")
     merged: dict[str, Any] = {
         "tensor_model_parallel_size": tp,
         "pipeline_model_parallel_size": pp,
         "pipeline_dtype": torch.float32,
         "params_dtype": torch.float32,
         "variable_seq_lengths": pp > 1,
-        # Not used by a dense model, yet Megatron checks it against the line above.
+        # The only dispatcher that Megatron accepts beside the line above; a dense model uses none.
         "moe_token_dispatcher_type": "alltoall",
         # The loss is a sum over tokens; Megatron divides its gradient by the tokens of the whole step.
         "calculate_per_token_loss": True,
