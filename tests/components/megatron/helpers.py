@@ -15,7 +15,11 @@ ROOT = Path(__file__).resolve().parents[3]
 ARCHITECTURES = {
     "qwen3": ("Qwen3Config", "Qwen3ForCausalLM"),
     "glm_omni": ("Glm4vConfig", "Glm4vForConditionalGeneration"),
+    "qwen3_moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM"),
+    "glm4_moe": ("Glm4MoeConfig", "Glm4MoeForCausalLM"),
+    "glm4v_moe": ("Glm4vMoeConfig", "Glm4vMoeForConditionalGeneration"),
 }
+WITH_IMAGES = ("glm_omni", "glm4v_moe")
 OPTIM = {
     "lr": 1e-3,
     "min_lr": 0.0,
@@ -55,6 +59,9 @@ def write_random(folder: Path, family: str, seed: int = 0, **overrides: Any) -> 
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
+        for name, buffer in model.named_buffers():
+            if name.endswith("e_score_correction_bias"):
+                buffer.add_(torch.randn_like(buffer) * 0.2)
     model.save_pretrained(folder)
     return folder
 
@@ -92,12 +99,12 @@ def image_prompt(
 
 
 def random_samples(family: str, groups: int = 2, size: int = 4, seed: int = 0) -> list[Sample]:
-    """Groups of unequal lengths, the first with too short a prompt to share; masks; images for GLM-Omni."""
+    """Groups of unequal lengths, the first with too short a prompt to share; masks; images if the family has them."""
     rng = np.random.default_rng(seed)
     samples = []
     for group in range(groups):
         prompt, media = rng.integers(16, 112, 4 + 20 * group).tolist(), {}
-        if family == "glm_omni":
+        if family in WITH_IMAGES:
             prompt, media = image_prompt(rng, [(1, 4, 4)], 1 + 10 * group)
         for index in range(size):
             response = rng.integers(16, 112, int(rng.integers(2, 9))).tolist()
