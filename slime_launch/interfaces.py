@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from slime_launch.manifest import Manifest
 from slime_launch.types import Metrics, Prompt, Sample
 
 if TYPE_CHECKING:
@@ -54,6 +56,14 @@ class WeightSink(Protocol):
         """Leave the transfer group."""
 
 
+@dataclass(frozen=True)
+class Restored:
+    """What a trainer took from a checkpoint: optimizer updates done, and whether its random generators go on too."""
+
+    updates: int
+    rng: bool
+
+
 @runtime_checkable
 class Trainer(Component, Protocol):
     """A Megatron rank. Every rank gets the same calls in the same order; rank 0's answers count."""
@@ -67,6 +77,15 @@ class Trainer(Component, Protocol):
     def save_hf(self, folder: str) -> None:
         """Write the weights as a Hugging Face checkpoint that transformers loads and SGLang serves."""
 
+    def save(self, folder: str) -> None:
+        """Copy the training state and start to write it into an empty folder, beside whatever is called next."""
+
+    def finish_save(self, wait: bool) -> Manifest | None:
+        """The files of the save under way once it is complete; None while it goes on, unless ``wait``."""
+
+    def load(self, folder: str, weights_only: bool = False) -> Restored:
+        """Go on from what ``save`` wrote, in whatever layout, or start from its weights alone."""
+
 
 @runtime_checkable
 class Rollout(Component, Protocol):
@@ -78,6 +97,12 @@ class Rollout(Component, Protocol):
     def evaluate(self, step: int) -> Metrics:
         """``eval/<set>`` and ``eval/<set>/greedy`` for each held-out set."""
 
+    def state_dict(self) -> dict[str, Any]:
+        """The data source's position after the last ``generate``."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+
 
 @runtime_checkable
 class DataSource(Protocol):
@@ -88,6 +113,15 @@ class DataSource(Protocol):
 
     def eval_sets(self) -> dict[str, list[Prompt]]:
         """Held-out prompts by set name; never among those of ``take``."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where ``take`` stands, as plain JSON values."""
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there: ``take`` gives what it would have given next.
+
+        Raises ComponentError for a state of other data or of another seed.
+        """
 
 
 @runtime_checkable

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import random
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from components.data.order import Shuffled
 from slime_launch.errors import ComponentError
@@ -48,6 +48,14 @@ class Digits:
     def eval_sets(self) -> dict[str, list[Prompt]]:
         """One set, ``digits``."""
         return {"digits": list(self._eval)}
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where ``take`` stands."""
+        return self._train.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; see ``components.data.order.Shuffled``."""
+        self._train.load_state_dict(state)
 
 
 def _held_out(prompts: list[Prompt], eval_size: int) -> set[int]:

@@ -4,22 +4,59 @@ from __future__ import annotations
 
 import random
 from collections.abc import Sequence
-from typing import Generic, TypeVar
+from typing import Any, Generic, TypeVar
+
+from slime_launch.errors import ComponentError
 
 T = TypeVar("T")
 
 
 class Shuffled(Generic[T]):
-    """Gives the items of ``items`` in an order fixed by ``seed``; each round has its own order."""
+    """Gives the items of ``items`` in an order fixed by ``seed``; each round over them has its own order.
+
+    A round's order follows from the seed and the round's number alone, so that a position is two numbers.
+    """
 
     def __init__(self, items: Sequence[T], seed: int) -> None:
+        if not items:
+            raise ComponentError("data: there is not one training prompt; widen the data source")
         self._items = list(items)
-        self._random = random.Random(seed)
-        self._queue: list[T] = []
+        self._seed = seed
+        self._round, self._given = 0, 0
+        self._order = self._order_of(0)
 
     def take(self, count: int) -> list[T]:
         """The next ``count`` items; goes round again when the set is used up."""
-        while len(self._queue) < count:
-            self._queue += self._random.sample(self._items, len(self._items))
-        taken, self._queue = self._queue[:count], self._queue[count:]
+        taken: list[T] = []
+        while len(taken) < count:
+            if self._given == len(self._order):
+                self._enter(self._round + 1, 0)
+            some = self._order[self._given : self._given + count - len(taken)]
+            self._given += len(some)
+            taken += [self._items[number] for number in some]
         return taken
+
+    def state_dict(self) -> dict[str, Any]:
+        """Where the walk stands: ``round``, items ``given`` of it, and what the order follows from."""
+        return {"round": self._round, "given": self._given, "size": len(self._items), "seed": self._seed}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from a state.
+
+        Raises ComponentError when it was made with another seed or another number of items.
+        """
+        mine = self.state_dict()
+        for name, mend in (("seed", "give that seed"), ("size", "give the data that the run had")):
+            if state.get(name) != mine[name]:
+                raise ComponentError(
+                    f"data: the saved position is of {name} {state.get(name)} and this run's is {mine[name]}; {mend}"
+                )
+        if not (state["round"] >= 0 and 0 <= state["given"] <= len(self._items)):
+            raise ComponentError(f"data: the saved position {state} is none; resume from another checkpoint")
+        self._enter(state["round"], state["given"])
+
+    def _enter(self, number: int, given: int) -> None:
+        self._round, self._given, self._order = number, given, self._order_of(number)
+
+    def _order_of(self, number: int) -> list[int]:
+        return random.Random(f"{self._seed}/{number}").sample(range(len(self._items)), len(self._items))

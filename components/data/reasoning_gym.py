@@ -47,6 +47,14 @@ class ReasoningGym:
         """One set, named after the task."""
         return {self._task: list(self._eval)}
 
+    def state_dict(self) -> dict[str, Any]:
+        """Where ``take`` stands."""
+        return self._train.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there; see ``components.data.order.Shuffled``."""
+        self._train.load_state_dict(state)
+
     def _draw(self, count: int, first_seed: int, taken: frozenset[str]) -> list[Prompt]:
         """``count`` prompts with different texts, none of them in ``taken``."""
         found: dict[str, Prompt] = {}

@@ -47,6 +47,15 @@ def test_order_follows_the_seed_and_goes_round():
     assert set(rows(first.take(NUM_TRAIN))) == set(taken)
 
 
+def test_goes_on_where_it_was_left():
+    source = Digits(seed=3)
+    source.take(17)
+    state, rest = source.state_dict(), rows(source.take(NUM_TRAIN))
+    other = Digits(seed=3)
+    other.load_state_dict(state)
+    assert rows(other.take(NUM_TRAIN)) == rest
+
+
 @pytest.mark.parametrize("eval_size", [0, 15, 2000])
 def test_refuses_a_split_that_cannot_be_balanced(eval_size):
     with pytest.raises(ComponentError, match="multiple of 10"):

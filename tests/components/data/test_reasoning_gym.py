@@ -39,6 +39,15 @@ def test_goes_round():
     assert sorted(texts(source.take(5))) == sorted(texts(source.take(5)))
 
 
+def test_goes_on_where_it_was_left():
+    source = ReasoningGym(**{**WORDS, "size": 5}, seed=0)
+    source.take(7)
+    state, rest = source.state_dict(), texts(source.take(8))
+    other = ReasoningGym(**{**WORDS, "size": 5}, seed=0)
+    other.load_state_dict(state)
+    assert texts(other.take(8)) == rest
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
