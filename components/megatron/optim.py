@@ -54,6 +54,32 @@ class Optimizer:
             wd_incr_style="constant",
         )
 
+    @property
+    def updates(self) -> int:
+        """Updates done, those before a resume among them."""
+        return int(self._schedule.num_steps)
+
+    def shards(self, weights: Mapping[str, Any], metadata: Mapping[str, Any], loading: bool = False) -> dict[str, Any]:
+        """Adam's moments as shards beside those of the weights; ``loading`` makes room for them first.
+
+        weights: the model's sharded state dict. metadata: as the model got it.
+        """
+        tree: dict[str, Any] = self._megatron.sharded_state_dict(weights, is_loading=loading, metadata=dict(metadata))
+        return tree
+
+    def restore(self, tree: dict[str, Any] | None, updates: int) -> None:
+        """Go on after ``updates`` updates with the moments of ``tree`` (None: none was done).
+
+        Learning rate, decay and betas stay those of this optimizer's config, not those of the run that saved.
+        """
+        if tree is not None:
+            mine = [{key: group[key] for key in group if key != "params"} for group in self._megatron.param_groups]
+            self._megatron.load_state_dict(tree)
+            for group, settings in zip(self._megatron.param_groups, mine, strict=True):
+                group.update(settings)
+        self._schedule.num_steps = 0
+        self._schedule.step(updates)
+
     def zero_grad(self) -> None:
         """Forget the last gradients."""
         self._model.zero_grad_buffer()

@@ -10,13 +10,16 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from components.megatron.platform import load_platform
+from components.megatron.sending import Sender
 from slime_launch.errors import ComponentError, LogprobGapError
-from slime_launch.interfaces import Needs, Provides, WeightSink
+from slime_launch.interfaces import Needs, Provides, Restored
+from slime_launch.manifest import Manifest
 from slime_launch.types import Metrics, Sample
 
 if TYPE_CHECKING:
     from components.megatron.batches import Batcher, MicroBatch
     from components.megatron.checkpoint import Checkpoint
+    from components.megatron.dist_checkpoint import Writing
     from components.megatron.optim import Optimizer
     from components.megatron.step import Report, Stepper
     from components.megatron.weights import WeightMap
@@ -101,7 +104,8 @@ class MegatronTrainer:
         self.bucket_bytes = bucket_mb * 2**20
         self._started = False
         self._parts: Parts | None = None
-        self._sinks: list[WeightSink] = []
+        self._sender = Sender()
+        self._writing: Writing | None = None
         self._failure: str | None = None
 
     def start(self, needs: Needs) -> Provides:
@@ -115,9 +119,7 @@ class MegatronTrainer:
         self._started = True
         self._parts = build_parts(self)
         if self.rank == 0:
-            for sink in needs.get("weight_sink", ()):
-                sink.connect()
-                self._sinks.append(sink)
+            self._sender.connect(needs.get("weight_sink", ()))
         return {}
 
     def train(self, step: int, samples: list[Sample]) -> Metrics:
@@ -155,23 +157,8 @@ class MegatronTrainer:
         """Send the decoder's weights to every sink in buckets; the towers are frozen, the engines have them already."""
         from components.megatron.weights import buckets
 
-        began = time.perf_counter()
         self._set_threads()
-        pending: list[Any] | None = None
-        sent = 0
-        for sink in self._sinks:
-            sink.begin()
-        for bucket in buckets(self._ready().weights.export(encoders=False), self.bucket_bytes):
-            sent += sum(tensor.nbytes for _, tensor in bucket)
-            if pending is not None:
-                self._send(pending, None)
-            pending = bucket
-        if pending is not None:
-            self._send(pending, version)
-        for sink in self._sinks:
-            sink.end()
-        seconds = time.perf_counter() - began
-        return {"perf/update_weights_time": seconds, "perf/update_weights_mb_per_s": sent / 2**20 / seconds}
+        return self._sender.send(buckets(self._ready().weights.export(encoders=False), self.bucket_bytes), version)
 
     def save_hf(self, folder: str) -> None:
         """Write a whole Hugging Face checkpoint; ``folder`` is the old one or the new one, never a torn one."""
@@ -186,14 +173,54 @@ class MegatronTrainer:
         with new_folder(Path(folder)) as fresh:
             write_checkpoint(fresh, parts.checkpoint, tensors)
 
+    def save(self, folder: str) -> None:
+        """Collective. Copy the training state and start to write it into an empty folder; ``finish_save`` ends it.
+
+        Raises ComponentError when a save is under way already, or the disk refuses.
+        """
+        from components.megatron.dist_checkpoint import Writing
+        from components.megatron.state import shards
+
+        self._set_threads()
+        parts = self._ready()
+        if self._writing is not None:
+            raise ComponentError(f"trainer: cannot save into {folder} while a save is under way; finish that first")
+        self._writing = Writing(Path(folder), shards(parts.model, parts.optimizer, self.platform.device))
+
+    def finish_save(self, wait: bool) -> Manifest | None:
+        """Collective. The files of the save under way once it is complete; None while a rank writes, unless ``wait``.
+
+        Raises ComponentError when a rank could not write.
+        """
+        if self._writing is None:
+            raise ComponentError("trainer: no save is under way; call save first")
+        writing, self._writing = self._writing, None
+        files = writing.finish(wait)
+        if files is None:
+            self._writing = writing
+        return files
+
+    def load(self, folder: str, weights_only: bool = False) -> Restored:
+        """Collective. Go on from a saved training state of any layout, or start from its weights alone.
+
+        Raises ComponentError, nothing read, for a folder that is torn, altered or not only ours: its format is pickle;
+        and for one that does not fit this model.
+        """
+        from components.megatron.state import restore
+
+        self._set_threads()
+        parts = self._ready()
+        updates, rng = restore(Path(folder), parts.model, parts.optimizer, self.platform.device, weights_only)
+        return Restored(updates, rng)
+
     def failure(self) -> str | None:
         """What made ``train`` stop, if anything did."""
         return self._failure
 
     def stop(self) -> None:
         """Leave the engines and the other ranks."""
-        while self._sinks:
-            self._sinks.pop().close()
+        self._sender.close()
+        self._writing = None
         if self._started:
             from components.megatron.parallel import leave_world
 
@@ -210,10 +237,6 @@ class MegatronTrainer:
         import torch
 
         torch.set_num_threads(self.threads)
-
-    def _send(self, bucket: list[Any], version: int | None) -> None:
-        for sink in self._sinks:
-            sink.send(bucket, version)
 
     def _cut(self, samples: Sequence[Sample], advantages_N: Any) -> list[list[MicroBatch]]:
         from megatron.core import parallel_state as ps
