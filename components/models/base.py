@@ -107,7 +107,7 @@ class Family:
         "mrope"), so that samples may share a prompt within one row.
     encoders: the towers that its spec can build, by name.
     rope: config.json -> rotary positions of the decoder.
-    legacy: how names start in this table -> how they start in checkpoints of an older naming, where there is one.
+    legacy: how names start in this table -> how they start in checkpoints of the older naming, where there is one.
     carried: config.json -> how names of tensors start that some checkpoints have and the model does not run: neither
         loaded nor synced, and saved as they were.
     """
@@ -176,6 +176,19 @@ def require(hf: HFConfig, wanted: Mapping[str, object], why: str) -> None:
         raise ComponentError(f"config.json: {', '.join(wrong)}: {why}")
 
 
+SHAPE = (
+    *("num_hidden_layers", "hidden_size", "intermediate_size", "num_attention_heads", "rms_norm_eps", "vocab_size"),
+    "max_position_embeddings",
+)
+"""What every decoder's part of config.json must say."""
+
+
+def needed(hf: HFConfig, keys: Sequence[str]) -> None:
+    """Raises ComponentError unless config.json has all the ``keys``."""
+    if missing := [key for key in keys if hf.get(key) is None]:
+        raise ComponentError(f"config.json has no {', '.join(missing)}; save the checkpoint with transformers 5")
+
+
 def refuse(hf: HFConfig, keys: Sequence[str], why: str) -> None:
     """Raises ComponentError when config.json turns one of ``keys`` on."""
     if wrong := [f"{key}={hf[key]!r}" for key in keys if hf.get(key)]:
@@ -185,10 +198,11 @@ def refuse(hf: HFConfig, keys: Sequence[str], why: str) -> None:
 def dense_transformer(text: HFConfig) -> dict[str, Any]:
     """TransformerConfig keywords of a gated, RMS-normed, group-query decoder, from its part of config.json.
 
-    Raises ComponentError for what no family's decoder has: other activations, dropout, windows of attention.
+    Raises ComponentError for missing keys and for what no decoder here has: other activations, dropout, windows.
     """
     from torch.nn.functional import silu
 
+    needed(text, SHAPE)
     require(text, {"hidden_act": "silu"}, "the decoder is built with SwiGLU")
     refuse(text, ("attention_dropout",), "the trainer uses no dropout; set it to 0")
     refuse(text, ("use_sliding_window",), "attention is always over all that came before")

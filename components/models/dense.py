@@ -8,7 +8,8 @@ from typing import Any
 
 from components.models.base import HFConfig, Rule, dense_transformer, key_value_heads, output_rule, rotary, text_part
 from components.models.layouts import FusedQKV, Gated, Layout, Replicated, Split, Vocab
-from components.models.rope import Rope
+from components.models.rope import Rope, rope_of
+from slime_launch.errors import ComponentError
 
 HERE = "decoder.layers.{}."
 PRE_NORMS: Mapping[str, str] = {
@@ -43,9 +44,20 @@ def is_tied(hf: HFConfig) -> bool:
     return bool(hf.get("tie_word_embeddings") or text_part(hf).get("tie_word_embeddings"))
 
 
-def transformer_keywords(hf: HFConfig, biases: Biases) -> dict[str, Any]:
-    """TransformerConfig keywords. Raises ComponentError for what no family's decoder has."""
-    return dense_transformer(text_part(hf)) | biases.keywords
+def transformer_keywords(hf: HFConfig, biases: Biases, *, partial: bool = False) -> dict[str, Any]:
+    """TransformerConfig keywords; ``partial``: the architecture may turn a part of each head's channels.
+
+    Raises ComponentError for what the architecture does not have.
+    """
+    text = text_part(hf)
+    keywords = dense_transformer(text) | biases.keywords
+    channels = rope_of(text).channels
+    if not partial and channels != keywords["kv_channels"]:
+        raise ComponentError(
+            f"config.json: partial_rotary_factor turns {channels} of {keywords['kv_channels']} channels of a head; "
+            "this architecture turns all"
+        )
+    return keywords
 
 
 def gpt_keywords(hf: HFConfig, rope: Rope | None = None) -> dict[str, Any]:

@@ -93,16 +93,16 @@ def _key(args: Mapping[str, Any]) -> str:
 
 
 def _sources(args: Mapping[str, Any]) -> Iterator[Path]:
-    """This code, and the module of each target with the JSON files of its ``configs`` folder."""
+    """This code, and the module of each target with the tiny JSON files of its ``configs`` folder."""
     here = Path(__file__).parent
-    yield from (here / "tiny.py", here / "warm_start.py")
+    yield from (here / "tiny.py", here / "warm_start.py", here / "recipes.py")
     for name in ("recipe", "data", "reward"):
         target = str(args[name]["_target_"])
         spec = importlib.util.find_spec(target.rpartition(".")[0])
         if spec is None or spec.origin is None:
             raise ComponentError(f"model.{name}._target_={target}: no such module")
         yield Path(spec.origin)
-        yield from sorted(Path(spec.origin).parent.glob("configs/*.json"))
+        yield from sorted(Path(spec.origin).parent.glob("configs/tiny*.json"))
 
 
 class TinyCheckpoint:

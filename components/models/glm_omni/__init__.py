@@ -22,7 +22,7 @@ def transformer(hf: HFConfig) -> dict[str, Any]:
     head_dim = text["hidden_size"] // text["num_attention_heads"]
     require(text, {"head_dim": head_dim, "attention_bias": True}, "Glm4vTextAttention is built with these values")
     require_sections(hf)
-    return transformer_keywords(hf, BIASES) | {"rotary_interleaved": True}
+    return transformer_keywords(hf, BIASES, partial=True) | {"rotary_interleaved": True}
 
 
 def vision_tower(hf: HFConfig) -> Module:

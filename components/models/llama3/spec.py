@@ -1,0 +1,18 @@
+"""Llama 3's layer spec."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from components.models.llama3.weights import biases
+
+if TYPE_CHECKING:
+    from megatron.core.transformer.spec_utils import ModuleSpec
+    from megatron.core.transformer.transformer_config import TransformerConfig
+
+
+def layer_spec(config: TransformerConfig, vp_stage: int | None) -> ModuleSpec:
+    """Megatron's own GPT layer; see ``components.models.qwen3.spec.layer_spec`` for what a spec is."""
+    from components.models.decoder import local_layer_spec
+
+    return local_layer_spec(config, biases(config.hf))
