@@ -25,6 +25,15 @@ def family_is_known(f: Facts) -> Iterator[Problem]:
             yield Problem("model.family", given, reason, f"choose model={known[architecture]}")
 
 
+def spec_fits_the_family(f: Facts) -> Iterator[Problem]:
+    """A spec of one of our families builds the parameters that its own weight table names."""
+    target = str(f.config.model.spec.get("_target_", ""))
+    owner = target.removeprefix("components.models.").split(".")[0]
+    if target.startswith("components.models.") and owner in families().values() and owner != f.family != AUTO:
+        reason = f"builds {owner}'s model, and the weights are {f.family}'s"
+        yield Problem("model.spec._target_", target, reason, f"choose model={f.family}")
+
+
 def checkpoints_are_whole(f: Facts) -> Iterator[Problem]:
     """A user's checkpoint folders have weights and a tokenizer, and nothing that would run code when loaded."""
     given = {"model.hf_checkpoint": f.config.model.hf_checkpoint}
@@ -84,5 +93,5 @@ def pipeline_divides(f: Facts) -> Iterator[Problem]:
 
 
 RULES: tuple[Rule, ...] = (
-    family_is_known, checkpoints_are_whole, freeze_patterns_compile, tensor_parallel_divides, pipeline_divides,
+    family_is_known, spec_fits_the_family, checkpoints_are_whole, freeze_patterns_compile, tensor_parallel_divides, pipeline_divides,
 )  # fmt: skip

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slime_launch.cli import command
-from slime_launch.plan import Actor, LaunchPlan, Resources, assign_phases, draw_edges, read_plan
+from slime_launch.plan import Actor, Edge, LaunchPlan, Resources, assign_phases, draw_edges, read_plan
 from tests.slime_launch.commands import slime_launch
 
 EXPERIMENTS = sorted(file.stem for file in (Path(__file__).parents[2] / "conf" / "experiment").glob("*.yaml"))
@@ -26,7 +26,7 @@ def plan_of(*args: str, monkeypatch: pytest.MonkeyPatch, folder: Path) -> Launch
 @pytest.mark.parametrize("experiment", EXPERIMENTS)
 def test_every_experiment_plans(experiment: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     plan = plan_of(f"+experiment={experiment}", monkeypatch=monkeypatch, folder=tmp_path)
-    phase = {actor.name: actor.phase for actor in plan.actors}
+    phase = {actor.group: actor.phase for actor in plan.actors}
     assert all(phase[edge.src] < phase[edge.dst] for edge in plan.edges)
     ports = [actor.args["port"] for actor in plan.actors if "port" in actor.args]
     assert len(set(ports)) == len(ports)
@@ -38,14 +38,14 @@ def test_the_omni_graph(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
         ("checkpoint", "checkpoint", 0),
         ("encoder-0", "encoder", 1),
         ("engine-0", "regular", 2),
-        ("router", "router", 3),
+        ("router-actor", "router", 3),
         ("trainer-0", "trainer", 3),
         ("rollout", "rollout", 4),
     ]
     edges = {(edge.src, edge.dst, edge.name) for edge in plan.edges}
-    assert ("encoder-0", "engine-0", "encoder_url") in edges
-    assert ("engine-0", "trainer-0", "weight_sink") in edges
-    assert not any(src == "encoder-0" and name == "weight_sink" for src, _, name in edges)
+    assert ("encoder", "engine", "actor/encoder_url") in edges
+    assert ("engine", "trainer", "weight_sink") in edges
+    assert not any(src == "encoder" and name == "weight_sink" for src, _, name in edges)
     engine = next(actor for actor in plan.actors if actor.name == "engine-0")
     assert engine.args["server_args"]["language_only"] is True
     media = [10, 11, 12, 13, 14, 15]
@@ -66,7 +66,10 @@ def test_overrides_reach_their_actor(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     ]
     assert plan.of_kind("trainer")[0].args["optim"]["lr"] == 5e-7
     assert plan.of_kind("rollout")[0].args["seed"] == 9
-    assert len([edge for edge in plan.edges if edge.name == "weight_sink"]) == 6
+    assert [edge for edge in plan.edges if edge.name == "weight_sink"] == [
+        Edge(src="engine", dst="trainer", name="weight_sink")
+    ]
+    assert [actor.name for actor in plan.actors if "weight_sink" in actor.needs] == ["trainer-0"]
 
 
 def test_fixed_ports_give_the_same_plan(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -82,8 +85,9 @@ def test_json_goes_to_stdout(
     plan = plan_of("+experiment=qwen3_grpo", "plan.format=json", monkeypatch=monkeypatch, folder=tmp_path)
     printed = json.loads(capsys.readouterr().out)
     assert printed == json.loads(plan.to_json())
-    assert printed["schema_version"] == 1
-    wanted = {"name", "kind", "component", "phase", "resources", "needs", "provides", "args"}
+    assert printed["schema_version"] == 2
+    wanted = {"name", "kind", "group", "component", "phase", "node", "gpus", "resources", "needs", "provides", "args"}
+    wanted |= {"memory_mb"}
     assert all(set(actor) == wanted for actor in printed["actors"])
     assert all(set(edge) == {"src", "dst", "name"} for edge in printed["edges"])
 
@@ -140,7 +144,7 @@ def test_config_dir_holds_a_users_experiment(tmp_path: Path) -> None:
 def linked(links: dict[int, set[int]]) -> list[Actor]:
     return [
         Actor(
-            name=str(node), kind="k", component="c", resources=Resources(cpu=1), provides=(f"p{node}",), args={},
+            name=f"{node}-0", group=str(node), kind="k", component="c", resources=Resources(cpu=1), provides=(f"p{node}",), args={},
             needs=tuple(f"p{other}" for other in sorted(below)),
         )
         for node, below in links.items()
@@ -154,7 +158,7 @@ def linked(links: dict[int, set[int]]) -> list[Actor]:
 )
 def test_phases_are_the_longest_path(links: tuple[set[int], ...]) -> None:
     made = linked(dict(enumerate(links)))
-    phases = assign_phases(made, draw_edges(made))
+    phases = assign_phases([actor.group for actor in made], draw_edges(made))
     for node, below in enumerate(links):
         assert phases[str(node)] == max((phases[str(other)] + 1 for other in below), default=0)
 
@@ -162,4 +166,4 @@ def test_phases_are_the_longest_path(links: tuple[set[int], ...]) -> None:
 def test_a_cycle_is_an_error() -> None:
     made = linked({0: {1}, 1: {0}})
     with pytest.raises(ValueError, match="cycle"):
-        assign_phases(made, draw_edges(made))
+        assign_phases([actor.group for actor in made], draw_edges(made))
