@@ -12,14 +12,6 @@ import numpy as np
 from slime_launch.types import Prompt, Sample, Status
 
 ROOT = Path(__file__).resolve().parents[3]
-ARCHITECTURES = {
-    "qwen3": ("Qwen3Config", "Qwen3ForCausalLM"),
-    "glm_omni": ("Glm4vConfig", "Glm4vForConditionalGeneration"),
-    "qwen3_moe": ("Qwen3MoeConfig", "Qwen3MoeForCausalLM"),
-    "glm4_moe": ("Glm4MoeConfig", "Glm4MoeForCausalLM"),
-    "glm4v_moe": ("Glm4vMoeConfig", "Glm4vMoeForConditionalGeneration"),
-}
-WITH_IMAGES = ("glm_omni", "glm4v_moe")
 OPTIM = {
     "lr": 1e-3,
     "min_lr": 0.0,
@@ -33,19 +25,46 @@ OPTIM = {
 }
 
 
-def hf_model(folder: Path, family: str) -> Any:
-    """The checkpoint as transformers loads it."""
+def tiny_config(family: str) -> dict[str, Any]:
+    """The family's tiny config.json."""
+    config: dict[str, Any] = json.loads((ROOT / "components" / "models" / family / "configs" / "tiny.json").read_text())
+    return config
+
+
+def has_images(family: str) -> bool:
+    """Whether the family has a vision tower."""
+    return "vision_config" in tiny_config(family)
+
+
+def model_class(config: dict[str, Any]) -> Any:
+    """The class of transformers that config.json names."""
     import transformers
 
-    return getattr(transformers, ARCHITECTURES[family][1]).from_pretrained(folder, attn_implementation="eager").eval()
+    return getattr(transformers, config["architectures"][0])
+
+
+def hf_model(folder: Path, family: str) -> Any:
+    """The checkpoint as transformers loads it."""
+    return model_class(tiny_config(family)).from_pretrained(folder, attn_implementation="eager").eval()
+
+
+def reference_logits(model: Any, sample: Sample) -> Any:
+    """Logits [S, vocabulary] of prompt and response by transformers."""
+    import torch
+
+    ids = torch.tensor([[*sample.prompt_ids, *sample.response_ids]])
+    media = {name: torch.from_numpy(value) for name, value in sample.media.items()}
+    if media:
+        media["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
+    with torch.no_grad():
+        return model(input_ids=ids, **media).logits[0]
 
 
 def write_random(folder: Path, family: str, seed: int = 0, **overrides: Any) -> Path:
     """The family's tiny config with ``overrides`` (of the text part) and random weights, norms and biases included."""
     import torch
-    import transformers
 
-    config = json.loads((ROOT / "components" / "models" / family / "configs" / "tiny.json").read_text())
+    config = tiny_config(family)
     tied = overrides.pop("tie_word_embeddings", config["tie_word_embeddings"])
     vision = overrides.pop("vision_config", {})
     text = config.get("text_config", config)
@@ -53,9 +72,9 @@ def write_random(folder: Path, family: str, seed: int = 0, **overrides: Any) -> 
     config["tie_word_embeddings"] = text["tie_word_embeddings"] = tied
     if vision:
         config["vision_config"] |= vision
-    config_class, model_class = (getattr(transformers, name) for name in ARCHITECTURES[family])
+    kind = model_class(config)
     torch.manual_seed(seed)
-    model = model_class(config_class.from_dict(config))
+    model = kind(kind.config_class.from_dict(config))
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.add_(torch.randn_like(parameter) * 0.05)
@@ -87,12 +106,17 @@ def make_sample(
 
 
 def image_prompt(
-    rng: np.random.Generator, grids: list[tuple[int, int, int]], text: int
+    rng: np.random.Generator, grids: list[tuple[int, int, int]], text: int, family: str = "glm_omni"
 ) -> tuple[list[int], dict[str, Any]]:
     """Ids and media of a prompt with images of the given patch grids between runs of ``text`` tokens."""
+    config = tiny_config(family)
+    before, after = (
+        config.get(f"image_{end}_token_id", config.get(f"vision_{end}_token_id")) for end in ("start", "end")
+    )
     ids = rng.integers(16, 112, text).tolist()
     for time, height, width in grids:
-        ids += [10] + [14] * (time * height * width // 4) + [11] + rng.integers(16, 112, text).tolist()
+        ids += [before] + [config["image_token_id"]] * (time * height * width // 4) + [after]
+        ids += rng.integers(16, 112, text).tolist()
     patches = sum(int(np.prod(grid)) for grid in grids)
     pixels = rng.standard_normal((patches, 3 * 2 * 14 * 14)).astype(np.float32)
     return ids, {"pixel_values": pixels, "image_grid_thw": np.array(grids)}
@@ -104,8 +128,8 @@ def random_samples(family: str, groups: int = 2, size: int = 4, seed: int = 0) -
     samples = []
     for group in range(groups):
         prompt, media = rng.integers(16, 112, 4 + 20 * group).tolist(), {}
-        if family in WITH_IMAGES:
-            prompt, media = image_prompt(rng, [(1, 4, 4)], 1 + 10 * group)
+        if has_images(family):
+            prompt, media = image_prompt(rng, [(1, 4, 4)], 1 + 10 * group, family)
         for index in range(size):
             response = rng.integers(16, 112, int(rng.integers(2, 9))).tolist()
             mask = rng.integers(0, 2, len(response)).tolist()
