@@ -12,6 +12,7 @@ import numpy as np
 from slime_launch.types import Prompt, Sample, Status
 
 ROOT = Path(__file__).resolve().parents[3]
+WITH_IMAGES = ("glm_omni", "glm4v_moe", "qwen2_5_vl")
 OPTIM = {
     "lr": 1e-3,
     "min_lr": 0.0,
@@ -29,11 +30,6 @@ def tiny_config(family: str) -> dict[str, Any]:
     """The family's tiny config.json."""
     config: dict[str, Any] = json.loads((ROOT / "components" / "models" / family / "configs" / "tiny.json").read_text())
     return config
-
-
-def has_images(family: str) -> bool:
-    """Whether the family has a vision tower."""
-    return "vision_config" in tiny_config(family)
 
 
 def model_class(config: dict[str, Any]) -> Any:
@@ -128,7 +124,7 @@ def random_samples(family: str, groups: int = 2, size: int = 4, seed: int = 0) -
     samples = []
     for group in range(groups):
         prompt, media = rng.integers(16, 112, 4 + 20 * group).tolist(), {}
-        if has_images(family):
+        if family in WITH_IMAGES:
             prompt, media = image_prompt(rng, [(1, 4, 4)], 1 + 10 * group, family)
         for index in range(size):
             response = rng.integers(16, 112, int(rng.integers(2, 9))).tolist()
