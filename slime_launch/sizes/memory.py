@@ -1,0 +1,97 @@
+"""What an estimate of memory is made of, and how ranks split tensors."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+from slime_launch.sizes.parameters import Parameters, Tensor, Tensors
+
+
+@dataclass(frozen=True, kw_only=True)
+class Memory:
+    """Bytes of one process (CPU) or of one GPU.
+
+    activations: what autograd keeps and the largest buffers beside it. fixed: what the process takes with no model in
+    it: measured constants on CPU, none on CUDA, see ``slime_launch.sizes.measured``.
+    """
+
+    weights: int = 0
+    gradients: int = 0
+    optimizer: int = 0
+    kv_cache: int = 0
+    activations: int = 0
+    fixed: int = 0
+
+    @property
+    def total(self) -> int:
+        """All of it."""
+        return sum((self.weights, self.gradients, self.optimizer, self.kv_cache, self.activations, self.fixed))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Layout:
+    """Parallel sizes of one model: tensor, pipeline, data and expert, the last inside tp x dp."""
+
+    tp: int = 1
+    pp: int = 1
+    dp: int = 1
+    ep: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class Precision:
+    """Bytes a number takes in the trainer.
+
+    optimizer: Adam's two moments, and the float32 copy of the weights where they are smaller.
+    normalized: what a norm keeps for its backward beside its input and output; torch's own RMSNorm on CPU keeps the
+        normalized values, its CUDA kernel recomputes them.
+    probability: an attention probability kept, the float32 softmax and its copy in the activations' type.
+    """
+
+    weights: int
+    gradients: int
+    optimizer: int
+    activations: int
+    normalized: int
+    probability: int
+
+
+PRECISIONS: Mapping[str, Precision] = {
+    "fp32": Precision(weights=4, gradients=4, optimizer=8, activations=4, normalized=4, probability=4),
+    "bf16": Precision(weights=2, gradients=4, optimizer=12, activations=2, normalized=0, probability=6),
+}
+
+
+def local_size(tensor: Tensor, layout: Layout, kv_heads: int) -> int:
+    """Numbers of it on one rank of tensor and expert parallelism; the largest rank's where they do not divide."""
+    ranks = {"whole": 1, "tp": layout.tp, "kv": min(layout.tp, kv_heads), "experts": layout.tp * layout.ep}
+    return -(-tensor.size // ranks[tensor.split])
+
+
+def stage_layers(layers: int, stages: int) -> list[range]:
+    """The layers of each pipeline stage; what does not divide goes to late stages, the last one excepted."""
+    sizes = [layers // stages] * stages
+    for extra in range(layers % stages):
+        sizes[max(stages - 2 - extra, 0)] += 1
+    starts = [sum(sizes[:stage]) for stage in range(stages)]
+    return [range(start, start + size) for start, size in zip(starts, sizes, strict=True)]
+
+
+def stage_tensors(parameters: Parameters, stage: int, layout: Layout) -> Iterator[tuple[str, Tensors]]:
+    """(prefix of their names, tensors) of one pipeline stage: the towers and the embedding on the first, the head on
+    the last. A tied head is a copy of the embedding when it is on another stage than that."""
+    if stage == 0:
+        yield "", parameters.encoder + parameters.embedding
+    sparse = parameters.shape.sparse
+    for layer in stage_layers(len(sparse), layout.pp)[stage]:
+        yield f"decoder.layers.{layer}.", parameters.moe_layer if sparse[layer] else parameters.dense_layer
+    if stage == layout.pp - 1:
+        tied = (Tensor("output_layer.weight", parameters.embedding[0].size),) if parameters.shape.tied else ()
+        yield "", parameters.final_norm + (parameters.lm_head or (tied if layout.pp > 1 else ()))
+
+
+def is_frozen(name: str, patterns: Sequence[str]) -> bool:
+    """Whether ``model.freeze`` covers a parameter: ``re.search`` of each pattern, as the trainer does."""
+    return any(re.search(pattern, name) for pattern in patterns)
