@@ -11,40 +11,43 @@ from rich.table import Table
 
 from slime_launch.plan import Actor, LaunchPlan
 
+_COLUMNS = ("phase", "actors", "kind", "where", "parallel", "each takes", "memory each")
 _ABSENT = "(absent)"
 _PARALLEL = {"tp": "tp_size", "pp": "pp_size", "dp": "dp_size", "nodes": "nnodes"}
 
 
 def print_plan(plan: LaunchPlan, console: Console) -> None:
-    """The plan as tables: one row a group of actors in starting order, then the servers' arguments."""
+    """The plan as a table, one row a group of actors in starting order; then its edges and the servers' arguments."""
     nodes = f", {len(plan.cluster.gpus)} nodes" if len(plan.cluster.gpus) > 1 else ""
     table = Table(title=f"launch plan: {plan.name} on {plan.platform}{nodes}", title_justify="left")
-    for name in ("phase", "actors", "component", "where", "parallel", "each takes", "memory each", "needs", "provides"):
+    for name in _COLUMNS:
         table.add_column(name, overflow="fold")
-    for group, actors in plan.groups().items():
-        table.add_row(*_row(group, actors))
+    for actors in plan.groups().values():
+        table.add_row(*_row(actors))
     for placeholder in plan.placeholders:
-        gpus = f"node {placeholder.node} gpu {_ranges(placeholder.gpus)}"
-        table.add_row("", placeholder.name, "(reserved)", gpus, "", "", "", "", "")
+        where = f"node {placeholder.node} gpu {_ranges(placeholder.gpus)}"
+        table.add_row("", placeholder.name, "reserved", where, "", "", "")
     console.print(table)
-    _print_server_args(plan, console)
+    lines = [f"{edge.src} -> {edge.dst}: {edge.name}" for edge in plan.edges]
+    for group, actors in plan.groups().items():
+        if args := actors[0].args.get("server_args"):
+            lines.append(f"{group} takes " + ", ".join(f"{name}={value}" for name, value in args.items()))
+    for line in lines:
+        console.print(line, highlight=False, markup=False, soft_wrap=True)
 
 
-def _row(group: str, actors: Sequence[Actor]) -> tuple[str, ...]:
+def _row(actors: Sequence[Actor]) -> tuple[str, ...]:
     first = actors[0]
-    component = ".".join(first.component.split(".")[1:])
-    kind = "" if first.kind == group else f"\n{first.kind}"
     memory = sum(first.memory_mb.values())
     return (
-        str(first.phase), _names(actors) + kind, component, _where(actors), _parallel(first), str(first.resources),
-        _size(memory) if memory else "?", "\n".join(first.needs), "\n".join(first.provides),
+        str(first.phase), _names(actors), first.kind, _where(actors), _parallel(first), str(first.resources),
+        _size(memory) if memory else "?",
     )  # fmt: skip
 
 
 def _names(actors: Sequence[Actor]) -> str:
-    if len(actors) == 1:
-        return actors[0].name
-    return f"{actors[0].name} .. {actors[-1].name} ({len(actors)})"
+    """``engine-0 .. engine-3``, or the one name."""
+    return actors[0].name if len(actors) == 1 else f"{actors[0].name} .. {actors[-1].name}"
 
 
 def _where(actors: Sequence[Actor]) -> str:
@@ -70,19 +73,13 @@ def _parallel(actor: Actor) -> str:
     args = actor.args.get("server_args") or actor.args.get("expected") or {}
     if actor.kind == "trainer":
         dp = actor.args["world_size"] // (actor.args["tp"] * actor.args["pp"])
-        return f"tp={actor.args['tp']} pp={actor.args['pp']} dp={dp}"
-    return " ".join(f"{short}={args[name]}" for short, name in _PARALLEL.items() if args.get(name))
+        sizes = {"tp": actor.args["tp"], "pp": actor.args["pp"], "dp": dp}
+        return " ".join(f"{name}={size}" for name, size in sizes.items() if size > 1)
+    return " ".join(f"{short}={args[name]}" for short, name in _PARALLEL.items() if args.get(name, 1) != 1)
 
 
 def _size(megabytes: float) -> str:
     return f"{megabytes / 1024:.1f} GB" if megabytes >= 1024 else f"{megabytes:.0f} MB"
-
-
-def _print_server_args(plan: LaunchPlan, console: Console) -> None:
-    for group, actors in plan.groups().items():
-        if args := actors[0].args.get("server_args"):
-            shown = ", ".join(f"{name}={value}" for name, value in args.items())
-            console.print(f"{group}: {shown}", highlight=False, soft_wrap=True)
 
 
 def mermaid(plan: LaunchPlan) -> str:
