@@ -12,6 +12,7 @@ from typing import Any, get_args, get_origin, get_type_hints
 import msgspec
 
 from slime_launch.errors import Problem
+from slime_launch.schema.renamed import moved
 
 
 @lru_cache(maxsize=64)
@@ -43,8 +44,17 @@ def nearest(name: str, names: Iterable[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"choose one of {', '.join(known)}"
 
 
+def _unknown(key: str, value: object, at: str, types: Iterable[str]) -> Problem:
+    """``key`` goes wrong ``at`` its part that is none of ``types``."""
+    prefix = at[: at.rfind(".") + 1]
+    return Problem(key, value, "unknown key", nearest(at, [prefix + name for name in types]))
+
+
 def unknown_key(cls: type, dotted: str) -> Problem | None:
-    """The problem with a dotted override key, None where the schema has it or leaves its subtree open."""
+    """The problem with a dotted override key, None where the schema has it or leaves its subtree open.
+
+    A renamed key is told with its new spelling, any other with the nearest right one.
+    """
     here: type | None = cls
     named = False
     done: list[str] = []
@@ -56,9 +66,7 @@ def unknown_key(cls: type, dotted: str) -> Problem | None:
         else:
             types = field_types(here)
             if part not in types:
-                prefix = ".".join(done)
-                names = [f"{prefix}.{name}" if prefix else name for name in types]
-                return Problem(dotted, "", "unknown key", nearest(".".join([*done, part]), names))
+                return moved(dotted) or _unknown(dotted, "", ".".join([*done, part]), types)
             here, named = nested(types[part])
         done.append(part)
     return None
@@ -108,13 +116,8 @@ def build(cls: type, data: Any, key: str = "") -> tuple[Any, list[Problem]]:
         ]
     types = field_types(cls)
     prefix = f"{key}." if key else ""
-    problems = [
-        Problem(
-            f"{prefix}{name}", value, "unknown key", nearest(f"{prefix}{name}", [f"{prefix}{known}" for known in types])
-        )
-        for name, value in data.items()
-        if name not in types
-    ]
+    wrong = {f"{prefix}{name}": value for name, value in data.items() if name not in types}
+    problems = [moved(name, value) or _unknown(name, value, name, types) for name, value in wrong.items()]
     values = {}
     for name in types.keys() & data.keys():
         inner, is_dict = nested(types[name])

@@ -45,7 +45,6 @@ class TrainerConfig:
     )
     bucket_mb: Annotated[Positive, about("Weights sent at once.", "MB")] = 64.0
     threads: Annotated[Count, about("CPU threads of each rank.")] = 1
-    gpus_per_rank: Annotated[NonNegative, about("GPUs of each rank on CUDA; a fraction shares one.", "GPU")] = 1.0
     timeout_s: Annotated[Seconds, about("Longest wait for one training step or weight sync.", "s")] = 600.0
     optim: Annotated[OptimConfig, about("Optimizer.")] = field(default_factory=OptimConfig)
     parallel: Annotated[ParallelConfig, about("Parallel sizes.")] = field(default_factory=ParallelConfig)
