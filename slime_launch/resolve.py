@@ -6,6 +6,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+from slime_launch.estimate import estimates
 from slime_launch.machine import Machine
 from slime_launch.model_files import checkpoint_folder, family_of, makes_checkpoint, media_tokens
 from slime_launch.placement import num_engines, place, world_size
@@ -47,10 +48,14 @@ def resolve(config: Config, machine: Machine, base_port: int, hf: Mapping[str, A
     provided = {name for actor in unordered for name in actor.provides}
     edges = draw_edges(unordered)
     phases = assign_phases([actor.group for actor in unordered], edges)
+    memory = estimates(config, device, hf, machine, unordered)
     actors = (
-        replace(actor, phase=phases[actor.group], needs=tuple(name for name in actor.needs if name in provided))
+        replace(
+            actor, phase=phases[actor.group], needs=tuple(name for name in actor.needs if name in provided),
+            memory_mb=memory[actor.group, actor.kind],
+        )
         for actor in unordered
-    )
+    )  # fmt: skip
     cluster = ClusterPlan(
         backend=config.cluster.backend, loopback=config.cluster.loopback, base_port=base_port,
         num_ports=site.ports.width, ray_port=ray_port, gpus=tuple(placement.gpus_by_node().values()),

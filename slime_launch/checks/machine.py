@@ -8,7 +8,8 @@ from slime_launch.checks.facts import Facts, PlanRule, Rule
 from slime_launch.errors import Problem
 from slime_launch.machine import port_is_free
 from slime_launch.placement import group_problems, world_size
-from slime_launch.plan import LaunchPlan
+from slime_launch.plan import Actor, LaunchPlan
+from slime_launch.sizes import CPU_PROCESS_BYTES
 
 
 def device_is_there(f: Facts) -> Iterator[Problem]:
@@ -84,6 +85,48 @@ def threads_fit(f: Facts) -> Iterator[Problem]:
             yield Problem(key, threads, f"this machine has {cores} cores", f"give at most {cores}")
 
 
+def memory_suffices(f: Facts, plan: LaunchPlan) -> Iterator[Problem]:
+    """What sits on one GPU, or on this machine, fits into its memory by the plan's estimate."""
+    if plan.platform == "cuda":
+        yield from _gpu_memory(f, plan)
+    elif plan.cluster.loopback and not (f.config.mode == "plan" and f.config.cluster.memory_gb is not None):
+        limit = f.config.cluster.memory_gb or f.machine.memory_gb
+        needed = {"launcher": CPU_PROCESS_BYTES["launcher"] / 2**30}
+        for actor in plan.actors:
+            if actor.kind != "checkpoint":  # gone before the rest is up
+                needed[actor.group] = needed.get(actor.group, 0.0) + _gigabytes(actor)
+        if sum(needed.values()) > limit:
+            mend = "lower num_engines, max_total_tokens or micro_batch_size, or take a machine with more"
+            reason = f"the plan takes about {_sum(needed)}"
+            yield Problem("cluster.memory_gb", f"{limit:.1f}", reason, mend)
+
+
+def _gpu_memory(f: Facts, plan: LaunchPlan) -> Iterator[Problem]:
+    tenants: dict[tuple[int, int], dict[str, float]] = {}
+    for actor in plan.actors:
+        for gpu in actor.gpus:
+            needed = tenants.setdefault((actor.node, gpu), {})
+            needed[actor.group] = needed.get(actor.group, 0.0) + _gigabytes(actor)
+    limit = f.config.cluster.gpu_memory_gb
+    fullest = max(tenants, key=lambda seat: sum(tenants[seat].values()), default=None)
+    if fullest is not None and sum(tenants[fullest].values()) > limit:
+        reason = f"node {fullest[0]} gpu {fullest[1]} takes about {_sum(tenants[fullest])}"
+        mend = "raise the parallel sizes, or lower micro_batch_size, max_new_tokens or mem_fraction_static"
+        yield Problem("cluster.gpu_memory_gb", limit, reason, mend)
+
+
+def _gigabytes(actor: Actor) -> float:
+    return sum(actor.memory_mb.values()) / 1024
+
+
+def _sum(needed: dict[str, float]) -> str:
+    """``3.1 GB (trainer 2.0 + engine 1.1)``, the largest first."""
+    addends = sorted(needed.items(), key=lambda item: -item[1])
+    return (
+        f"{sum(needed.values()):.1f} GB ({' + '.join(f'{name} {size:.1f}' for name, size in addends if size >= 0.05)})"
+    )
+
+
 def ports_are_free(f: Facts, plan: LaunchPlan) -> Iterator[Problem]:
     """A fixed block of ports is free."""
     base = f.config.cluster.base_port
@@ -101,4 +144,4 @@ def ports_are_free(f: Facts, plan: LaunchPlan) -> Iterator[Problem]:
 RULES: tuple[Rule, ...] = (
     device_is_there, groups_divide, trainer_divides, gpus_suffice, colocated_groups_fit, threads_fit,
 )  # fmt: skip
-PLAN_RULES: tuple[PlanRule, ...] = (ports_are_free,)
+PLAN_RULES: tuple[PlanRule, ...] = (memory_suffices, ports_are_free)

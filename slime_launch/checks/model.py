@@ -93,5 +93,6 @@ def pipeline_divides(f: Facts) -> Iterator[Problem]:
 
 
 RULES: tuple[Rule, ...] = (
-    family_is_known, spec_fits_the_family, checkpoints_are_whole, freeze_patterns_compile, tensor_parallel_divides, pipeline_divides,
+    family_is_known, spec_fits_the_family, checkpoints_are_whole, freeze_patterns_compile, tensor_parallel_divides,
+    pipeline_divides,
 )  # fmt: skip

@@ -12,7 +12,7 @@ from slime_launch.schema.fields import Node, about
 class ModelConfig:
     """What is trained; its shape is read from the checkpoint's config.json, never from here."""
 
-    family: Annotated[str, about("Folder of components/models that knows the architecture; auto: by config.json.")] = "auto"
+    family: Annotated[str, about("Folder of components/models; auto: by config.json's architecture.")] = "auto"
     hf_checkpoint: Annotated[str | None, about("Hugging Face checkpoint folder; null makes the tiny stand-in.")] = None
     hf_config: Annotated[str | None, about("config.json to plan with; null takes the checkpoint's.")] = None
     spec: Annotated[Node, about("The callable layer spec.")] = field(default_factory=dict)

@@ -85,6 +85,7 @@ class RolloutConfig:
     temperature: Annotated[Positive, about("Sampling temperature, evaluation's too.")] = 1.0
     top_p: Annotated[Fraction, about("Nucleus sampling mass.")] = 1.0
     max_new_tokens: Annotated[Count, about("Response budget.", "tokens")] = 16
+    expected_prompt_tokens: Annotated[Count, about("Prompt length that the plan's estimates assume.", "tokens")] = 64
     eval_samples: Annotated[Count, about("Samples a prompt in evaluation.")] = 4
     request_timeout_s: Annotated[Seconds, about("Longest wait for one generation.", "s")] = 120.0
     max_concurrency: Annotated[Count, about("Requests in flight for each engine that generates.")] = 128

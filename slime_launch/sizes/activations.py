@@ -62,7 +62,7 @@ def activations(
     recompute: Megatron's recompute_granularity: none; selective, the attention core alone; full, whole layers one by
     one.
     """
-    sparse = [shape.sparse[layer] for layer in stage_layers(shape.num_hidden_layers, layout.pp)[stage]]
+    sparse = [shape.sparse[layer] for layer in stage_layers(shape.num_hidden_layers, layout)[stage]]
     each = [layer_bytes(shape, batch.length, is_sparse, layout, precision, recompute) for is_sparse in sparse]
     if recompute == "full":
         inputs = len(each) * shape.hidden_size * precision.activations

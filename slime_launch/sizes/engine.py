@@ -20,7 +20,7 @@ def kv_bytes_per_token(shape: Shape, layout: Layout, kv_bytes: int) -> int:
 
     Tensor-parallel ranks share the heads and keep one each at least.
     """
-    layers = max(len(stage) for stage in stage_layers(shape.num_hidden_layers, layout.pp))
+    layers = max(len(stage) for stage in stage_layers(shape.num_hidden_layers, layout))
     return layers * max(shape.kv_heads // layout.tp, 1) * shape.head * 2 * kv_bytes
 
 

@@ -32,12 +32,17 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Parallel sizes of one model: tensor, pipeline, data and expert, the last inside tp x dp."""
+    """Parallel sizes of one model: tensor, pipeline, data and expert, the last inside tp x dp.
+
+    first, last: layers of the first and the last pipeline stage where they are given.
+    """
 
     tp: int = 1
     pp: int = 1
     dp: int = 1
     ep: int = 1
+    first: int | None = None
+    last: int | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,12 +75,15 @@ def local_size(tensor: Tensor, layout: Layout, kv_heads: int) -> int:
     return -(-tensor.size // ranks[tensor.split])
 
 
-def stage_layers(layers: int, stages: int) -> list[range]:
+def stage_layers(layers: int, layout: Layout) -> list[range]:
     """The layers of each pipeline stage; what does not divide goes to late stages, the last one excepted."""
-    sizes = [layers // stages] * stages
-    for extra in range(layers % stages):
+    first, last = ([] if given is None else [given] for given in (layout.first, layout.last))
+    left, stages = layers - sum(first) - sum(last), layout.pp - len(first) - len(last)
+    sizes = [left // stages] * stages if stages > 0 else []
+    for extra in range(left % stages if stages > 0 else 0):
         sizes[max(stages - 2 - extra, 0)] += 1
-    starts = [sum(sizes[:stage]) for stage in range(stages)]
+    sizes = [*first, *sizes, *last]
+    starts = [sum(sizes[:stage]) for stage in range(len(sizes))]
     return [range(start, start + size) for start, size in zip(starts, sizes, strict=True)]
 
 
@@ -85,7 +93,7 @@ def stage_tensors(parameters: Parameters, stage: int, layout: Layout) -> Iterato
     if stage == 0:
         yield "", parameters.encoder + parameters.embedding
     sparse = parameters.shape.sparse
-    for layer in stage_layers(len(sparse), layout.pp)[stage]:
+    for layer in stage_layers(len(sparse), layout)[stage]:
         yield f"decoder.layers.{layer}.", parameters.moe_layer if sparse[layer] else parameters.dense_layer
     if stage == layout.pp - 1:
         tied = (Tensor("output_layer.weight", parameters.embedding[0].size),) if parameters.shape.tied else ()
