@@ -1,4 +1,4 @@
-"""A tiny Qwen2: the real architecture with random weights, a character tokenizer and a ChatML template."""
+"""A tiny Qwen2: the real architecture with random weights, its byte-level tokenizer without merges, ChatML."""
 
 from __future__ import annotations
 
@@ -6,10 +6,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.models import recipes
-from components.models.tiny import build_tokenizer
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedTokenizerFast
+    from transformers import Qwen2Tokenizer
 
 CONFIG = Path(__file__).parent / "configs" / "tiny.json"
 
@@ -28,14 +27,33 @@ SPECIAL = (
     "<|repo_name|>",
     "<|file_sep|>",
 )
-EOS = (
-    "<|im_end|>",
-    "<|endoftext|>",
-)
+EOS = ("<|im_end|>", "<|endoftext|>")
 
 
-def _tokenizer() -> PreTrainedTokenizerFast:
-    return build_tokenizer(SPECIAL, recipes.ROLES, eos="<|im_end|>", pad="<|endoftext|>", chat_template=recipes.CHATML)
+def _tokenizer() -> Qwen2Tokenizer:
+    """One token a byte, after the special tokens and the role names.
+
+    transformers 5 loads every checkpoint of model type qwen2 with this class, whatever the checkpoint names, so the
+    character tokenizer of the other tiny models cannot be its tokenizer.
+    """
+    from tokenizers import AddedToken
+    from tokenizers.pre_tokenizers import ByteLevel
+    from transformers import Qwen2Tokenizer
+
+    vocab = {token: i for i, token in enumerate((*SPECIAL, *recipes.ROLES, *sorted(ByteLevel.alphabet())))}
+    tokenizer = Qwen2Tokenizer(
+        vocab=vocab,
+        merges=[],
+        eos_token=EOS[0],
+        pad_token="<|endoftext|>",
+        extra_special_tokens=list(SPECIAL),
+        padding_side="left",
+        chat_template=recipes.CHATML,
+        clean_up_tokenization_spaces=False,
+        model_max_length=512,
+    )
+    tokenizer.add_tokens([AddedToken(word, normalized=False, special=False) for word in recipes.ROLES])
+    return tokenizer
 
 
 def write_checkpoint(folder: Path, seed: int) -> None:

@@ -10,11 +10,16 @@ import sys
 import pytest
 
 from components.data.digits import Digits
+from components.models.glm4 import tiny as glm4
 from components.models.glm_omni import tiny as glm_omni
+from components.models.llama3 import tiny as llama3
+from components.models.qwen2 import tiny as qwen2
+from components.models.qwen2_5_vl import tiny as qwen2_5_vl
 from components.models.qwen3 import tiny as qwen3
 from components.models.tiny import MANIFEST, TinyCheckpoint
 from slime_launch.errors import ComponentError
 from slime_launch.types import Prompt
+from tests.components.megatron.helpers import hf_model
 
 MESSAGES = [{"role": "user", "content": "2 + 3\n= ?"}]
 TEXT = "".join(sorted(set(string.printable) - set("\t\r\x0b\x0c")))
@@ -41,7 +46,30 @@ QUICK = {
 }
 
 
-@pytest.fixture(scope="module", params=[qwen3, glm_omni], ids=["qwen3", "glm_omni"])
+TINY = {
+    "qwen3": qwen3,
+    "glm_omni": glm_omni,
+    "llama3": llama3,
+    "qwen2": qwen2,
+    "glm4": glm4,
+    "qwen2_5_vl": qwen2_5_vl,
+}
+IMAGE_TOKENS = {
+    glm_omni: ("<|begin_of_image|>", "<|image|>", "<|end_of_image|>"),
+    qwen2_5_vl: ("<|vision_start|>", "<|image_pad|>", "<|vision_end|>"),
+}
+PROMPTS = {
+    qwen3: "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+    qwen2: "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+    qwen2_5_vl: "<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n",
+    llama3: "<|begin_of_text|><|start_header_id|>user<|end_header_id|>\n\n{}<|eot_id|>"
+    "<|start_header_id|>assistant<|end_header_id|>\n\n",
+    glm4: "[gMASK]<sop><|user|>\n{}<|assistant|>\n",
+    glm_omni: "[gMASK]<sop><|user|>\n{}<|assistant|>\n",
+}
+
+
+@pytest.fixture(scope="module", params=TINY.values(), ids=TINY)
 def family(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("tiny")
     request.param.write_checkpoint(folder, 5)
@@ -59,31 +87,34 @@ def test_shipped_config_is_the_checkpoints(family):
 def test_tokenizer_is_lossless_and_loud(family):
     from transformers import AutoConfig, AutoTokenizer
 
-    _, folder = family
+    module, folder = family
     tokenizer = AutoTokenizer.from_pretrained(folder)
     config = AutoConfig.from_pretrained(folder).get_text_config()
     ids = tokenizer(TEXT)["input_ids"]
-    assert len(tokenizer) == config.vocab_size == 112
+    assert len(tokenizer) == config.vocab_size == (272 if module is qwen2 else 112)
     assert len(ids) == len(TEXT) == 96 and tokenizer.decode(ids) == TEXT
-    with pytest.raises(Exception, match="vocabulary"):
-        tokenizer("naïve")
+    if module is qwen2:  # bytes have no characters to refuse
+        assert tokenizer.decode(tokenizer("naïve\t")["input_ids"]) == "naïve\t"
+    else:
+        with pytest.raises(Exception, match="vocabulary"):
+            tokenizer("naïve")
 
 
 def test_config_token_ids_are_the_tokenizers(family):
     from transformers import AutoConfig, AutoTokenizer, GenerationConfig
 
-    _, folder = family
+    module, folder = family
     tokenizer, config = AutoTokenizer.from_pretrained(folder), AutoConfig.from_pretrained(folder)
-    names = {
-        "image_token_id": "<|image|>",
-        "image_start_token_id": "<|begin_of_image|>",
-        "image_end_token_id": "<|end_of_image|>",
-    }
-    assert {name: tokenizer.convert_tokens_to_ids(token) for name, token in names.items() if hasattr(config, name)} == {
-        name: getattr(config, name) for name in names if hasattr(config, name)
-    }
-    assert tokenizer.eos_token_id in GenerationConfig.from_pretrained(folder).eos_token_id
-    assert tokenizer.pad_token_id == config.get_text_config().pad_token_id
+    if module in IMAGE_TOKENS:
+        kind = "image" if hasattr(config, "image_start_token_id") else "vision"
+        names = (f"{kind}_start_token_id", "image_token_id", f"{kind}_end_token_id")
+        assert tokenizer.convert_tokens_to_ids(list(IMAGE_TOKENS[module])) == [getattr(config, name) for name in names]
+    generation, text = GenerationConfig.from_pretrained(folder), config.get_text_config()
+    assert generation.eos_token_id == tokenizer.convert_tokens_to_ids(list(module.EOS))
+    assert tokenizer.eos_token_id in generation.eos_token_id
+    assert text.eos_token_id in (generation.eos_token_id, tokenizer.eos_token_id)
+    assert tokenizer.pad_token_id == text.pad_token_id
+    assert generation.suppress_tokens == (tokenizer.convert_tokens_to_ids(list(getattr(module, "MEDIA", ()))) or None)
 
 
 def test_same_seed_same_weights(family, tmp_path):
@@ -94,43 +125,45 @@ def test_same_seed_same_weights(family, tmp_path):
         assert (written == (folder / "model.safetensors").read_bytes()) is same
 
 
-def test_qwen3_generates_from_its_template(tmp_path):
-    from transformers import AutoModelForCausalLM, AutoTokenizer
+def test_it_generates_from_its_template(family):
+    from transformers import AutoTokenizer
 
-    qwen3.write_checkpoint(tmp_path, 0)
-    tokenizer, model = AutoTokenizer.from_pretrained(tmp_path), AutoModelForCausalLM.from_pretrained(tmp_path)
+    module, folder = family
+    tokenizer, model = AutoTokenizer.from_pretrained(folder), hf_model(folder, module.__name__.split(".")[-2])
     text = tokenizer.apply_chat_template(MESSAGES, tokenize=False, add_generation_prompt=True)
-    assert text == "<|im_start|>user\n2 + 3\n= ?<|im_end|>\n<|im_start|>assistant\n"
+    assert text == PROMPTS[module].format(MESSAGES[0]["content"])
     ids = tokenizer.apply_chat_template(MESSAGES, add_generation_prompt=True, return_tensors="pt", return_dict=True)
     assert tokenizer.decode(ids["input_ids"][0]) == text
     assert model.generate(**ids, max_new_tokens=3, eos_token_id=None).shape[1] == ids["input_ids"].shape[1] + 3
 
 
-def test_glm_omni_sees_four_tokens_an_image_and_never_makes_one(tmp_path):
+@pytest.mark.parametrize("module", IMAGE_TOKENS, ids=["glm_omni", "qwen2_5_vl"])
+def test_it_sees_four_tokens_an_image_and_never_makes_one(module, tmp_path):
     from PIL import Image
     from transformers import AutoModelForImageTextToText, AutoProcessor
 
-    glm_omni.write_checkpoint(tmp_path, 0)
+    start, token, end = IMAGE_TOKENS[module]
+    module.write_checkpoint(tmp_path, 0)
     processor, model = AutoProcessor.from_pretrained(tmp_path), AutoModelForImageTextToText.from_pretrained(tmp_path)
     prompt = Digits(seed=0).take(1)[0]
     text = processor.apply_chat_template(prompt.messages, tokenize=False, add_generation_prompt=True)
-    assert text == "[gMASK]<sop><|user|>\n<|begin_of_image|><|image|><|end_of_image|>Digit?<|assistant|>\n"
+    assert text == PROMPTS[module].format(f"{start}{token}{end}Digit?")
     image = Image.open(io.BytesIO(prompt.images[0]))
     message = {"role": "user", "content": [{"type": "image", "image": image}, {"type": "text", "text": "Digit?"}]}
     inputs = processor.apply_chat_template(
         [message], tokenize=True, add_generation_prompt=True, return_dict=True, return_tensors="pt"
     )
-    assert processor.tokenizer.decode(inputs["input_ids"][0]) == text.replace("<|image|>", "<|image|>" * 4)
+    assert processor.tokenizer.decode(inputs["input_ids"][0]) == text.replace(token, token * 4)
     assert inputs["pixel_values"].shape == (16, 1176)
     made = model.generate(**inputs, do_sample=True, max_new_tokens=64, eos_token_id=None)[
         0, inputs["input_ids"].shape[1] :
     ]
-    assert not set(made.tolist()) & set(processor.tokenizer.convert_tokens_to_ids(list(glm_omni.MEDIA)))
+    assert not set(made.tolist()) & set(processor.tokenizer.convert_tokens_to_ids(list(module.MEDIA)))
 
 
 def test_importing_loads_nothing_heavy():
     heavy = "{'torch', 'transformers', 'sklearn', 'reasoning_gym', 'PIL'}"
-    modules = "components.models.tiny, components.models.qwen3.tiny, components.models.glm_omni.tiny"
+    modules = ", ".join(["components.models.tiny", *(f"components.models.{name}.tiny" for name in TINY)])
     modules += ", components.data.digits, components.data.reasoning_gym, components.rewards.mix"
     code = f"import sys, {modules}; print(sorted({heavy} & set(sys.modules)))"
     assert subprocess.check_output([sys.executable, "-c", code], text=True) == "[]\n"
