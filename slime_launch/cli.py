@@ -6,6 +6,7 @@ Exit codes: 0 done, 1 failed, 2 refused, 130/143 stopped.
 from __future__ import annotations
 
 import sys
+from contextlib import suppress
 from pathlib import Path
 from typing import NoReturn, cast
 
@@ -116,7 +117,11 @@ def _run(hydra: Hydra, lines: list[str], mode: RunMode) -> int:
     codes: list[int] = []
 
     def task(config: DictConfig) -> int:
-        codes.append(_job(config, lines, machine))
+        try:
+            codes.append(_job(config, lines, machine))
+        except ConfigError as error:  # Hydra would print lines of its own about it
+            found.extend(error.problems)
+            codes.append(REFUSED)
         if codes[-1] >= _SIGNALLED:
             raise SystemExit(codes[-1])  # a signal stops a sweep, not only its job
         return codes[-1]
@@ -125,6 +130,8 @@ def _run(hydra: Hydra, lines: list[str], mode: RunMode) -> int:
     loader = loader_of(hydra)
     forced = [force_add(loader, override) for override in parse_overrides(hydra, lines)[0]]
     start(config_name=CONFIG_NAME, task_function=task, overrides=[*forced, f"hydra.mode={mode.name}"])
+    if found:
+        raise ConfigError(found)
     return max(codes, default=0)
 
 
@@ -138,7 +145,12 @@ def _job(config: DictConfig, lines: list[str], machine: Machine) -> int:
     if composed is None:
         raise ConfigError(found)
     job = Job(composed, machine, Path(hydra_node.runtime.output_dir), Console())
-    return MODES[composed.config.mode](job)
+    try:
+        return MODES[composed.config.mode](job)
+    except ConfigError:
+        with suppress(OSError):  # a refusal leaves nothing: Hydra has made the folder, and it is still empty
+            job.run_dir.rmdir()
+        raise
 
 
 if __name__ == "__main__":

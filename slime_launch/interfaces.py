@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from slime_launch.errors import Problem
 from slime_launch.manifest import Manifest
 from slime_launch.types import Metrics, Prompt, Sample
 
@@ -154,3 +155,29 @@ class Tracker(Protocol):
 
     def close(self) -> None:
         """Flush."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What a component finds in its own arguments: what is wrong, and lines worth showing."""
+
+    problems: list[Problem] = field(default_factory=list)
+    lines: list[str] = field(default_factory=list)
+
+
+@runtime_checkable
+class Checkable(Protocol):
+    """A component that can look at its arguments deeper than a plan does; it may import anything and starts nothing."""
+
+    @classmethod
+    def preflight(cls, args: Mapping[str, Any]) -> Findings:
+        """Look at the ``args`` of the plan. A LaunchError raised here is a problem like any other."""
+
+
+@runtime_checkable
+class StandsIn(Protocol):
+    """A component that makes a checkpoint, and can write a quick stand-in of the same shape and tokenizer."""
+
+    @classmethod
+    def write_stand_in(cls, args: Mapping[str, Any], folder: str) -> None:
+        """Write it into ``folder``, whatever ``args`` say of where the real one goes."""

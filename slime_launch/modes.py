@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,7 @@ from slime_launch.machine import Machine, free_ports
 from slime_launch.model_files import read_hf_config
 from slime_launch.plan import LaunchPlan, read_plan
 from slime_launch.resolve import resolve
+from slime_launch.targets import ALLOW_ENV
 
 
 @dataclass(frozen=True)
@@ -70,6 +72,35 @@ def _show_differences(job: Job, given: str) -> int:
     return 0
 
 
+def check(job: Job) -> int:
+    """mode=check: the plan, then everything that imports can tell, and a few rendered prompts. Starts nothing."""
+    from slime_launch.preflight import look_deeper
+    from slime_launch.views import print_plan
+
+    plan = _checked_plan(job)
+    plan.write(job.run_dir / "plan.json")
+    print_plan(plan, job.console)
+    findings = look_deeper(plan, read_hf_config(job.composed.config)[0])
+    for line in findings.lines:
+        job.console.print(line, highlight=False, markup=False, soft_wrap=True)
+    if findings.problems:
+        raise ConfigError(findings.problems)
+    job.console.print("checked: nothing wrong was found")
+    return 0
+
+
+def _checked_plan(job: Job) -> LaunchPlan:
+    """The plan, once what its config names could be imported and fits its place."""
+    from slime_launch.preflight import target_problems
+
+    config = job.composed.config
+    os.environ[ALLOW_ENV] = ",".join(config.allow_targets)
+    plan = make_plan(job)
+    if found := target_problems(config, plan):
+        raise ConfigError(found)
+    return plan
+
+
 def run(job: Job) -> int:
     """mode=run: start the plan and drive it to its end."""
     if (job.run_dir / "metrics.jsonl").exists():
@@ -77,7 +108,7 @@ def run(job: Job) -> int:
         raise ConfigError([Problem("hydra.run.dir", job.run_dir, "holds a run already", mend)])
     from slime_launch.run import execute
 
-    return execute(job.composed, make_plan(job), job.run_dir, job.console)
+    return execute(job.composed, _checked_plan(job), job.run_dir, job.console)
 
 
-MODES: dict[str, Callable[[Job], int]] = {"run": run, "plan": show_plan}
+MODES: dict[str, Callable[[Job], int]] = {"run": run, "plan": show_plan, "check": check}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from components.megatron.platform import load_platform
 from components.megatron.sending import Sender
 from slime_launch.errors import ComponentError, LogprobGapError
-from slime_launch.interfaces import Needs, Provides, Restored
+from slime_launch.interfaces import Findings, Needs, Provides, Restored
 from slime_launch.manifest import Manifest
 from slime_launch.types import Metrics, Sample
 
@@ -107,6 +107,13 @@ class MegatronTrainer:
         self._sender = Sender()
         self._writing: Writing | None = None
         self._failure: str | None = None
+
+    @classmethod
+    def preflight(cls, args: Mapping[str, Any]) -> Findings:
+        """See ``components.megatron.preflight``."""
+        from components.megatron.preflight import preflight
+
+        return preflight(args)
 
     def start(self, needs: Needs) -> Provides:
         """Join the other ranks, build and load the model; rank 0 connects to each ``needs["weight_sink"]``.

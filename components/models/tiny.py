@@ -135,6 +135,12 @@ class TinyCheckpoint:
         args = {"recipe": recipe, "data": data, "reward": reward, "seed": seed, "threads": threads, **lesson}
         self._args: dict[str, Any] = args
 
+    @classmethod
+    def write_stand_in(cls, args: Mapping[str, Any], folder: str) -> None:
+        """The checkpoint's random beginning: the same shape and tokenizer, nothing learnt."""
+        recipe: Recipe = instantiate(args["recipe"])
+        recipe.write(Path(folder), args["seed"])
+
     def start(self, needs: Needs) -> Provides:
         """Make the checkpoint, or find it. Returns ``hf_checkpoint``, its folder.
 

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from components.rollout.client import Client, Generation
 from components.rollout.metrics import score_of, summarise
 from components.rollout.prompts import Rendered, Renderer
 from slime_launch.errors import ComponentError
-from slime_launch.interfaces import DataSource, Needs, Provides, Reward
+from slime_launch.interfaces import DataSource, Findings, Needs, Provides, Reward
 from slime_launch.schema import ACTOR
 from slime_launch.targets import instantiate
 from slime_launch.types import Metrics, Prompt, Sample, Status
@@ -48,6 +48,13 @@ class RolloutWorker:
         self._max_concurrency, self._request_timeout_s = max_concurrency, request_timeout_s
         self._runner = asyncio.Runner()
         self._client: Client | None = None
+
+    @classmethod
+    def preflight(cls, args: Mapping[str, Any]) -> Findings:
+        """See ``components.rollout.preflight``."""
+        from components.rollout.preflight import preflight
+
+        return preflight(args)
 
     def start(self, needs: Needs) -> Provides:
         """Load tokenizer, data and rewards; connect to the router."""

@@ -9,7 +9,7 @@ from slime_launch.errors import Problem
 from slime_launch.model_files import makes_checkpoint
 from slime_launch.schema.build import nearest
 
-BUILT_MODES = ("run", "plan")
+BUILT_MODES = ("run", "plan", "check")
 
 
 def mode_is_built(f: Facts) -> Iterator[Problem]:

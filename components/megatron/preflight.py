@@ -1,0 +1,53 @@
+"""What the trainer can tell before it runs: whether Megatron takes the config. Joins no group, reads no weight."""
+
+from __future__ import annotations
+
+import inspect
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from components.megatron.platform import load_platform
+from components.models.base import load_family
+from slime_launch.errors import LaunchError, Problem
+from slime_launch.interfaces import Algorithm, Findings
+from slime_launch.targets import instantiate
+
+
+def preflight(args: Mapping[str, Any]) -> Findings:
+    """Make the algorithm, Megatron's config and the layer spec. ``args``: MegatronTrainer's."""
+    problems: list[Problem] = []
+    try:
+        algorithm = instantiate(args["algorithm"])
+        if not isinstance(algorithm, Algorithm):
+            reason, mend = "has no advantages() and loss()", "see slime_launch.interfaces.Algorithm"
+            problems.append(Problem("algorithm.policy._target_", args["algorithm"]["_target_"], reason, mend))
+    except (LaunchError, TypeError) as error:
+        problems.append(Problem("algorithm.policy", args["algorithm"]["_target_"], str(error), "mend what it names"))
+    found = _model(args, json.loads(Path(args["hf_checkpoint"], "config.json").read_text()))
+    return Findings([*problems, *found.problems], found.lines)
+
+
+def _model(args: Mapping[str, Any], hf: Mapping[str, Any]) -> Findings:
+    import torch
+
+    platform = load_platform(args["device"])
+    # a plan for GPUs is looked at on a machine without any, too
+    (platform if torch.cuda.is_available() else load_platform("cpu")).install()
+    from components.megatron.config import model_config
+
+    try:
+        config = model_config(
+            load_family(args["family"], hf), hf, args["transformer"], platform, args["tp"], args["pp"]
+        )
+    except LaunchError as error:
+        return Findings([Problem("model.transformer", args["transformer"], str(error), "mend what it names")])
+    try:
+        answer = instantiate(args["spec"], config=config, vp_stage=None)
+    except Exception as error:  # whatever a user's spec raises
+        reason = f"calling it with (config, vp_stage) raises {type(error).__name__}: {error}"
+        return Findings([Problem("model.spec", args["spec"]["_target_"], reason, "mend the spec")])
+    kind = type(answer).__name__ if not inspect.isclass(answer) else f"the class {answer.__name__}"
+    size = f"{config.num_layers} layers, hidden {config.hidden_size}, {config.num_attention_heads} heads"
+    return Findings([], [f"layer spec {args['spec']['_target_']} gives {kind}; {size}"])

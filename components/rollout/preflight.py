@@ -1,0 +1,68 @@
+"""What the rollout can tell before it runs: whether data, rewards and tokenizer fit together; a few prompts."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterator, Mapping
+from itertools import chain
+from pathlib import Path
+from typing import Any
+
+from components.rollout.prompts import Rendered, Renderer
+from slime_launch.errors import LaunchError, Problem
+from slime_launch.hf_folder import TOKENIZERS
+from slime_launch.interfaces import DataSource, Findings
+from slime_launch.targets import instantiate
+from slime_launch.types import Prompt
+
+_SHOWN_PROMPTS = 2
+_SHOWN_IDS = 24
+
+
+def preflight(args: Mapping[str, Any]) -> Findings:
+    """Draw and render a few prompts; build the rewards. ``args``: RolloutWorker's."""
+    problems: list[Problem] = []
+    try:
+        instantiate(args["reward"])
+    except LaunchError as error:
+        problems.append(Problem("reward", args["reward"]["_target_"], str(error), "mend the part it names"))
+    try:
+        data: DataSource = instantiate(args["data"], seed=args["seed"])
+        prompts = [*data.take(_SHOWN_PROMPTS), *(ps[0] for ps in data.eval_sets().values() if ps)]
+    except (LaunchError, OSError) as error:
+        mend = "mend what it names"
+        return Findings([*problems, Problem("data", args["data"]["_target_"], str(error), mend)], [])
+    folder = Path(args["hf_checkpoint"])
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        return Findings(problems, ["no prompts rendered: there is no tokenizer; give model.hf_checkpoint"])
+    try:
+        renderer = Renderer(str(folder))
+        lines = [line for prompt in prompts for line in _show(renderer, prompt)]
+    except (LaunchError, OSError, ValueError) as error:
+        reason = f"its tokenizer cannot render the data's prompts ({error})"
+        return Findings([*problems, Problem("model.hf_checkpoint", str(folder), reason, "use data that fits it")], [])
+    return Findings(problems, lines)
+
+
+def _show(renderer: Renderer, prompt: Prompt) -> Iterator[str]:
+    rendered = renderer.render(prompt)
+    yield f"prompt of {prompt.source}, label {prompt.label!r}: {len(rendered.ids)} tokens"
+    yield f"  text: {rendered.text!r}"
+    dots = " ..." if len(rendered.ids) > _SHOWN_IDS else ""
+    yield f"  ids: {' '.join(map(str, rendered.ids[:_SHOWN_IDS]))}{dots}"
+    if prompt.images:
+        yield f"  images: {len(prompt.images)}, {', '.join(_media(rendered))}; {_placeholders(renderer, rendered)}"
+
+
+def _media(rendered: Rendered) -> Iterator[str]:
+    for name, value in rendered.media.items():
+        yield f"{name} {list(value.shape)}" + (f" {value.tolist()}" if value.size <= 12 else "")
+
+
+def _placeholders(renderer: Renderer, rendered: Rendered) -> str:
+    """How often each special token that comes in runs, as expanded placeholders do, stands in the prompt."""
+    special = set(chain(renderer.tokenizer.all_special_ids, renderer.tokenizer.added_tokens_decoder))
+    runs = Counter(a for a, b in zip(rendered.ids, rendered.ids[1:], strict=False) if a == b and a in special)
+    counts = Counter(rendered.ids)
+    named = [f"{counts[token]} x {renderer.tokenizer.convert_ids_to_tokens(token)}" for token in sorted(runs)]
+    return "placeholders: " + (", ".join(named) or "none")
