@@ -41,10 +41,10 @@ class LocalTokenDispatcher(MoETokenDispatcher):  # type: ignore[misc]
         self._shape = tuple(tokens.shape)
         self._counts_E = routing_map.sum(dim=0)
         tokens_TH = copy_to_tensor_model_parallel_region(tokens, self.tp_group).flatten(0, 1)
-        # The weights multiply each rank's slice of an expert, so their gradient is a sum over the ranks too.
-        probs_TE = copy_to_tensor_model_parallel_region(probs, self.tp_group)
-        tokens_KH, probs_K, self._origin_K = moe_utils.permute(tokens_TH, routing_map, probs=probs_TE)
-        return tokens_KH, probs_K
+        tokens_KH, probs_K, self._origin_K = moe_utils.permute(tokens_TH, routing_map, probs=probs)
+        # The weights multiply each rank's slice of an expert: their gradient is a sum over the ranks too. Taken here,
+        # where it is contiguous: Megatron's reduction loses the sum of a gradient that is not.
+        return tokens_KH, copy_to_tensor_model_parallel_region(probs_K, self.tp_group)
 
     def token_dispatch(self, hidden_states: Tensor, probs: Tensor) -> tuple[Tensor, Tensor]:
         """Nothing travels."""

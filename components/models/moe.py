@@ -8,7 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from components.models.base import HFConfig, Rule, text_part
+from components.models.base import HFConfig, Rule, needed, text_part
 from components.models.dense import (
     HERE,
     PRE_NORMS,
@@ -47,10 +47,16 @@ class Experts:
         return tuple(number for number in range(self.layers) if number not in self.sparse)
 
 
-def moe_keywords(hf: HFConfig, experts: Experts, biases: Biases) -> dict[str, Any]:
-    """TransformerConfig keywords of a gated decoder with experts, but for its router's scores."""
+def moe_keywords(hf: HFConfig, experts: Experts, biases: Biases, *, partial: bool = False) -> dict[str, Any]:
+    """TransformerConfig keywords of a gated decoder with experts, but for its router's scores.
+
+    partial: as in ``transformer_keywords``. Raises ComponentError for missing keys and for no expert anywhere.
+    """
     text = text_part(hf)
-    keywords = transformer_keywords(hf, biases) | {
+    needed(text, ("moe_intermediate_size", "num_experts_per_tok"))
+    if not experts.sparse:
+        raise ComponentError("config.json: no layer has experts; name the dense family in model.family")
+    keywords = transformer_keywords(hf, biases, partial=partial) | {
         "num_moe_experts": experts.count,
         "moe_ffn_hidden_size": text["moe_intermediate_size"],
         "moe_layer_freq": [int(number in experts.sparse) for number in range(experts.layers)],
@@ -105,9 +111,10 @@ def sigmoid_router(text: HFConfig) -> dict[str, Any]:
 def glm_experts(hf: HFConfig) -> Experts:
     """GLM-4.5's: ``first_k_dense_replace`` dense layers, then experts, shared ones beside them.
 
-    Raises ComponentError without a shared expert, which transformers' own modules cannot build either.
+    Raises ComponentError for missing keys, and without a shared expert, which transformers cannot build either.
     """
     text = text_part(hf)
+    needed(text, ("num_hidden_layers", "n_routed_experts", "moe_intermediate_size"))
     layers, shared = text["num_hidden_layers"], text.get("n_shared_experts", 1)
     if not shared:
         raise ComponentError("config.json: n_shared_experts=0: GLM's layers are built with a shared expert")

@@ -15,7 +15,7 @@ def transformer(hf: HFConfig) -> dict[str, Any]:
 
     Raises ComponentError for a router that Megatron does not have.
     """
-    keywords = moe_keywords(hf, glm_experts(hf), biases(hf)) | sigmoid_router(hf)
+    keywords = moe_keywords(hf, glm_experts(hf), biases(hf), partial=True) | sigmoid_router(hf)
     return keywords | {"qk_layernorm": bool(hf.get("use_qk_norm"))}
 
 

@@ -24,7 +24,7 @@ def transformer(hf: HFConfig) -> dict[str, Any]:
     refuse(text, ("use_qk_norm",), "Glm4vMoeTextAttention is built without norms on queries and keys")
     if len(glm_rope(hf).sections) == 1:
         raise ComponentError("config.json: rope_parameters has no mrope_section: which channels follow which axis")
-    return moe_keywords(hf, glm_experts(hf), biases(hf)) | sigmoid_router(text)
+    return moe_keywords(hf, glm_experts(hf), biases(hf), partial=True) | sigmoid_router(text)
 
 
 def gpt(hf: HFConfig) -> dict[str, Any]:
