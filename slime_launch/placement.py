@@ -84,6 +84,11 @@ def num_engines(group: EngineGroup) -> int:
     return 1 if group.num_gpus is None else max(1, floor(group.num_gpus / gpus_per_engine(group) + 1e-9))
 
 
+def colocated(config: Config, group: EngineGroup) -> bool:
+    """Whether a group shares the trainer's GPUs."""
+    return config.rollout.topology.colocated if group.colocated is None else group.colocated
+
+
 def place(config: Config, gpus_per_node: int) -> Placement:
     """Seats for everything; with no GPUs on a node everything sits on node 0."""
     ours = {name: group for name, group in config.rollout.topology.groups.items() if group.urls is None}
@@ -94,10 +99,11 @@ def place(config: Config, gpus_per_node: int) -> Placement:
     trainer = tuple(_seat(slot, 1, gpus_per_node) for slot in range(world_size(config)))
     free, shared = float(len(trainer)), 0.0
     for name, group in ours.items():
-        start = shared if group.colocated else ceil(free - 1e-9)
-        ring = len(trainer) if group.colocated else None
+        together = colocated(config, group)
+        start = shared if together else ceil(free - 1e-9)
+        ring = len(trainer) if together else None
         engines[name], end = _engines(group, start, gpus_per_node, ring)
-        free, shared = (free, end) if group.colocated else (end, shared)
+        free, shared = (free, end) if together else (end, shared)
     return Placement(trainer, engines)
 
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from slime_launch.checks.facts import Facts, PlanRule, Rule
 from slime_launch.errors import Problem
 from slime_launch.machine import port_is_free
-from slime_launch.placement import group_problems, world_size
+from slime_launch.placement import colocated, group_problems, world_size
 from slime_launch.plan import Actor, LaunchPlan
 from slime_launch.sizes import CPU_PROCESS_BYTES
 
@@ -63,7 +63,7 @@ def gpus_suffice(f: Facts) -> Iterator[Problem]:
 def colocated_groups_fit(f: Facts) -> Iterator[Problem]:
     """A colocated engine is not larger than the trainer whose GPUs it shares."""
     for name, group in f.groups.items():
-        for engine in f.placement.engines.get(name, ()) if group.colocated else ():
+        for engine in f.placement.engines.get(name, ()) if colocated(f.config, group) else ():
             size = sum(len(seat.gpus) for seat in engine)
             if size > world_size(f.config):
                 reason = f"an engine of {size} GPUs shares those of a trainer that has {world_size(f.config)}"

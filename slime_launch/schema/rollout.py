@@ -35,7 +35,7 @@ class EngineGroup:
     gpus_per_engine: Annotated[
         Positive | None, about("GPUs of each on CUDA; below 1 several share one; null: tp x pp x dp.", "GPU")
     ] = None
-    colocated: Annotated[bool, about("Share the trainer's GPUs instead of taking others.")] = False
+    colocated: Annotated[bool | None, about("Share the trainer's GPUs; null: as the topology says.")] = None
     tp: Annotated[Count, about("Tensor-parallel size of each.")] = 1
     pp: Annotated[Count, about("Pipeline-parallel size of each.")] = 1
     dp: Annotated[Count, about("Data-parallel replicas inside each; with enable_dp_attention they share tp.")] = 1
@@ -51,6 +51,7 @@ class EngineGroup:
 class TopologyConfig:
     """The servers of the rollout; edges follow from what each worker type needs and provides."""
 
+    colocated: Annotated[bool, about("Engines share the trainer's GPUs instead of taking others.")] = False
     models: Annotated[dict[str, ServedModel], about("Served models by name; actor is always there.")] = field(
         default_factory=dict
     )

@@ -144,8 +144,8 @@ def test_config_dir_holds_a_users_experiment(tmp_path: Path) -> None:
 def linked(links: dict[int, set[int]]) -> list[Actor]:
     return [
         Actor(
-            name=f"{node}-0", group=str(node), kind="k", component="c", resources=Resources(cpu=1), provides=(f"p{node}",), args={},
-            needs=tuple(f"p{other}" for other in sorted(below)),
+            name=f"{node}-0", group=str(node), kind="k", component="c", resources=Resources(cpu=1), args={},
+            provides=(f"p{node}",), needs=tuple(f"p{other}" for other in sorted(below)),
         )
         for node, below in links.items()
     ]  # fmt: skip
