@@ -94,6 +94,14 @@ class RolloutWorker:
                 metrics[f"eval/{name}{suffix}"] = sum(score_of(s, self._score) for s in samples) / len(samples)
         return metrics | {"perf/eval_time": time.perf_counter() - began}
 
+    def state_dict(self) -> dict[str, Any]:
+        """The data source's position after the last ``generate``."""
+        return self._data.state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Go on from there."""
+        self._data.load_state_dict(state)
+
     def failure(self) -> str | None:
         """None: what breaks here raises from the call that met it."""
         return None
