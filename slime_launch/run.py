@@ -40,25 +40,26 @@ def execute(composed: Composed, plan: LaunchPlan, run_dir: Path, console: Consol
     point_latest(run_dir)
     print_plan(plan, console)
     outcome, times, status, code = Outcome(), {"startup_s": 0.0, "peak_rss_mb": 0.0}, "failed", 1
+    reason: str | None = None
     try:
         with signals.listening():
             _drive(composed, plan, run_dir, Progress(console), outcome, times)
         status, code = "completed", 0
     except signals.Stopped as stop:
-        status, code = "stopped", stop.code
-        print(f"stopped by {stop}", file=sys.stderr)
+        status, code, reason = "stopped", stop.code, f"by {stop}"
     except LaunchError as error:
-        print(f"failed: {error}", file=sys.stderr)
+        reason = str(error)
     except Exception as error:
-        (run_dir / "logs" / "launcher.log").write_text(traceback.format_exc())
-        print(
-            f"failed: {type(error).__name__}: {error}; the traceback is in {run_dir / 'logs' / 'launcher.log'}",
-            file=sys.stderr,
-        )
+        log = run_dir / "logs" / "launcher.log"
+        log.write_text(traceback.format_exc())
+        reason = f"{type(error).__name__}: {error}; the traceback is in {log}"
+    if reason is not None:
+        print(f"{status} {reason}" if status == "stopped" else f"{status}: {reason}", file=sys.stderr)
     wall_s = time.monotonic() - began
     summary = {
-        "status": status, "steps": outcome.steps, "wall_s": wall_s, **times, "eval_before": outcome.eval_before,
-        "eval_after": outcome.eval_after, "eval_after_greedy": outcome.greedy_after, "output_dir": str(run_dir),
+        "status": status, "reason": reason, "steps": outcome.steps, "wall_s": wall_s, **times,
+        "eval_before": outcome.eval_before, "eval_after": outcome.eval_after,
+        "eval_after_greedy": outcome.greedy_after, "output_dir": str(run_dir),
     }  # fmt: skip
     write_json(run_dir / "summary.json", summary)
     _print_summary(summary, run_dir, console)
