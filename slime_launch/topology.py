@@ -27,6 +27,7 @@ PROVIDES = {
     "prefill": "prefill_url",
     "decode": "decode_url",
 }
+SPLIT = ("prefill", "decode")
 GENERATES = ("regular", "decode")
 """Worker types whose engines hold running requests."""
 TAKES_ENCODERS = ("regular", "prefill")
@@ -179,7 +180,7 @@ def _engine(
             node=seat.node, gpus=seat.gpus,
             resources=Resources(cpu=max(1, site.config.rollout.server_threads), gpu=site.gpu_share(seat)),
             needs=_needs(group, own_args), provides=() if rank else _provides(site.config, group),
-            args=own | spec | {"model": group.model, "weight_sync": sync},
+            args=own | spec | {"model": group.model, "weight_sync": sync, "shared_key": _shared_key(group)},
         )  # fmt: skip
 
 
@@ -194,14 +195,22 @@ def _provides(config: Config, group: EngineGroup) -> tuple[str, ...]:
 
 
 def _weight_sync(site: Site, name: str, group: EngineGroup) -> dict[str, Any] | None:
-    """How the trainer's rank 0, which listens on node 0, hands weights over; from disk where ranks are replicated."""
+    """How the trainer's rank 0, which listens on node 0, hands weights over; by disk where its ranks are replicas or
+    pipeline stages, which SGLang does not broadcast to."""
     if "weight_sink" not in _provides(site.config, group):
         return None
+    limit = {"timeout_s": site.config.trainer.timeout_s}
+    if group.dp > 1 or group.pp > 1:
+        return {"via": "disk", "folder": f"weights/{name}", **limit}
     return {
-        "via": "broadcast" if group.dp == 1 else "disk",
-        "host": site.address(0), "port": site.ports.take(0), "backend": BACKEND[site.device],
-        "group": f"weights-{name}", "timeout_s": site.config.trainer.timeout_s,
+        "via": "broadcast", "host": site.address(0), "port": site.ports.take(0), "backend": BACKEND[site.device],
+        "group": f"weights-{name}", **limit,
     }  # fmt: skip
+
+
+def _shared_key(group: EngineGroup) -> str | None:
+    """A router of split engines hands its clients' token on, so those engines have one token in common."""
+    return f"keys/{group.model}" if group.worker_type in SPLIT else None
 
 
 def _environment(site: Site, kind: str) -> dict[str, str]:
@@ -227,7 +236,7 @@ def _external(site: Site, group_name: str, group: EngineGroup) -> Iterator[Actor
     for index, url in enumerate(group.urls or ()):
         name = f"{group_name}-{index}"
         args = {
-            "name": name, "kind": group.worker_type, "model": group.model, "url": url.rstrip("/"),
+            "name": name, "group": group_name, "kind": group.worker_type, "model": group.model, "url": url.rstrip("/"),
             "key_file": group.key_file, "admin_key_file": group.admin_key_file,
             "model_path": model_path(site.config, group.model),
             "expected": {"tp_size": group.tp, "pp_size": group.pp, "dp_size": group.dp, **group.overrides},

@@ -10,6 +10,7 @@ from typing import Any
 from components.rollout.client import Client, Generation
 from components.rollout.metrics import score_of, summarise
 from components.rollout.prompts import Rendered, Renderer
+from components.rollout.seeds import sampling_seed
 from slime_launch.errors import ComponentError
 from slime_launch.interfaces import DataSource, Findings, Needs, Provides, Reward
 from slime_launch.schema import ACTOR
@@ -24,6 +25,8 @@ class RolloutWorker:
     score: the reward part that evaluation reports, null for the mixed reward.
     sampling: temperature, top_p, max_new_tokens.
     max_concurrency: requests in flight, all engines together.
+    seed: of the run; with step, group and index it gives each sample a seed of its own, and evaluation the same ones
+        at each step. Engines on CPU sample by it, so neither arrival order nor the engine that answers matters.
     """
 
     def __init__(
@@ -73,7 +76,7 @@ class RolloutWorker:
         """num_prompts x group_size scored samples, in prompt order, with ``rollout/*`` and ``perf/*`` metrics."""
         began = time.perf_counter()
         prompts = [(prompt, self._renderer.render(prompt)) for prompt in self._data.take(self._num_prompts)]
-        samples = self._runner.run(self._sample(prompts, self._group_size, self._sampling))
+        samples = self._runner.run(self._sample(prompts, self._group_size, self._sampling, ("train", step)))
         generated = time.perf_counter()
         self._runner.run(self._reward_all(samples))
         times = {"perf/rollout_time": generated - began, "perf/reward_time": time.perf_counter() - generated}
@@ -89,7 +92,7 @@ class RolloutWorker:
         ways = {"": (self._eval_samples, self._sampling), "/greedy": (1, self._sampling | {"temperature": 0.0})}
         for name, prompts in self._eval_sets.items():
             for suffix, (count, sampling) in ways.items():
-                samples = self._runner.run(self._sample(prompts, count, sampling))
+                samples = self._runner.run(self._sample(prompts, count, sampling, ("eval", name)))
                 self._runner.run(self._reward_all(samples))
                 metrics[f"eval/{name}{suffix}"] = sum(score_of(s, self._score) for s in samples) / len(samples)
         return metrics | {"perf/eval_time": time.perf_counter() - began}
@@ -114,9 +117,16 @@ class RolloutWorker:
             self._runner.close()
 
     async def _sample(
-        self, prompts: Sequence[tuple[Prompt, Rendered]], count: int, sampling: dict[str, Any]
+        self,
+        prompts: Sequence[tuple[Prompt, Rendered]],
+        count: int,
+        sampling: dict[str, Any],
+        round_: tuple[str, int | str],
     ) -> list[Sample]:
-        """``count`` samples of each prompt; the first error ends the round and cancels the other requests."""
+        """``count`` samples of each prompt; the first error ends the round and cancels the other requests.
+
+        round_: what the samples are for, for their seeds.
+        """
         if self._client is None:
             raise ComponentError("the rollout has not started")
         client = self._client
@@ -125,7 +135,9 @@ class RolloutWorker:
             async with asyncio.TaskGroup() as group:
                 for number, (prompt, rendered) in enumerate(prompts):
                     for index in range(count):
-                        task = group.create_task(client.generate(rendered, sampling))
+                        seed = sampling_seed(self._seed, *round_, number, index)
+                        request = client.generate(rendered, sampling | {"sampling_seed": seed})
+                        task = group.create_task(request)
                         jobs.append((number, index, prompt, rendered, task))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None  # the others fail for the same cause, or by being cancelled

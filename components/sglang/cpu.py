@@ -2,20 +2,34 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import os
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-CPU_ENV = {
+_ENV = {
     "SGLANG_USE_CPU_ENGINE": "1",
     "CUDA_VISIBLE_DEVICES": "",
     "SLIME_LAUNCH_SKIP_IMPORTS": "flashinfer,megatron,scipy,sklearn",
 }
 KERNELS = Path(__file__).resolve().parent / "kernels"
 DECODE_TARGET = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAttnBackend._run_sdpa_forward_decode"
+
+
+def environment(server_args: Mapping[str, Any]) -> dict[str, str]:
+    """What a server of these arguments needs on CPU.
+
+    SGLang gives each rank a NUMA node of its own unless it is told a core for each, which then go round.
+    """
+    ranks = int(server_args.get("tp_size", 1) * server_args.get("pp_size", 1) * server_args.get("dp_size", 1))
+    if ranks == 1:
+        return dict(_ENV)
+    cores = sorted(os.sched_getaffinity(0))
+    bound = "|".join(str(cores[rank % len(cores)]) for rank in range(ranks))
+    return _ENV | {"SGLANG_CPU_OMP_THREADS_BIND": bound}
 
 
 def batched_decode(

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from components.sglang import banned, cpu, epd, sockets
+from components.sglang import SGLANG_VERSION, banned, caches, cpu, epd, private, seeds, sockets
 
 KIND_ENV = "SLIME_LAUNCH_SERVER_KIND"
 ENCODER, TOKENIZER, SCHEDULER, OTHER = "encoder", "tokenizer", "scheduler", "other"
@@ -32,8 +32,12 @@ HOOKS = (
     Hook(epd.TOKENIZER_TARGET, epd.refuse_local_encoding, "AFTER", (TOKENIZER,)),
     Hook(epd.TOWER_TARGET, epd.disable_local_tower, "AFTER", (SCHEDULER,)),
     Hook(sockets.STORE_TARGET, sockets.create_bound_store, "AROUND", (SCHEDULER, ENCODER)),
+    Hook(private.INFO_TARGET, private.redact_tokens, "AFTER", (TOKENIZER,)),
+    Hook(caches.FLUSH_TARGET, caches.forget_images, "AFTER", (SCHEDULER,)),
     Hook(banned.SAMPLER_TARGET, banned.ban_tokens, "AFTER", (SCHEDULER,)),
     Hook(cpu.DECODE_TARGET, cpu.batched_decode, "AROUND", (SCHEDULER,), cpu_only=True),
+    Hook(seeds.BATCH_TARGET, seeds.add_seeds, "AFTER", (SCHEDULER,), cpu_only=True),
+    Hook(seeds.FILTER_TARGET, seeds.filter_min_p, "AROUND", (SCHEDULER,), cpu_only=True),
 )
 
 
@@ -70,4 +74,6 @@ def _require(target: str) -> None:
     try:
         pkgutil.resolve_name(target)
     except (ImportError, AttributeError) as error:
-        raise SystemExit(f"slime-launch cannot extend {target}: {error!r}; it is written for sglang 0.5.23") from error
+        raise SystemExit(
+            f"slime-launch cannot extend {target}: {error!r}; it is written for sglang {SGLANG_VERSION}"
+        ) from error

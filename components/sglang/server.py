@@ -6,20 +6,24 @@ import json
 import os
 import sys
 import time
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import httpx
 
-from components.sglang import kinds
-from components.sglang.cpu import CPU_ENV, KERNELS
+from components.sglang import cpu, kinds
+from components.sglang.control import Control
+from components.sglang.keys import Keys
 from components.sglang.plugin import KIND_ENV
 from slime_launch.errors import ComponentError, DeadlineError
 from slime_launch.guard import Guarded
-from slime_launch.interfaces import Needs, Provides
+from slime_launch.interfaces import Findings, Needs, Provides
 
 _POLL_S = 0.2
 _PROBE_S = 10.0
+_RENEW_S = 60.0
 _TAIL_LINES = 20
 _TAIL_BYTES = 1 << 14
 # a server keeps nothing worth a longer farewell; given longer, SGLang reports the end of its own children as a crash
@@ -35,8 +39,10 @@ class Server:
     server_args: SGLang ServerArgs fields, or RouterArgs fields for a router; they win over what the kind sets.
     env: environment of the server beside the inherited one. log: the log file, created with mode 0600.
     start_timeout_s: seconds until it must be healthy.
-    weight_sync: ``{"port": int, "backend": str, "group": str}`` of an engine that takes weights, and if wanted ``host``
-        (where the trainer listens) and ``timeout_s``.
+    weight_sync: how an engine takes weights: ``via`` (broadcast or disk) and the arguments of that sink, see
+        ``weights.EngineSink`` and ``disk.DiskSink``.
+    shared_key: file with the user token of engines that must have it in common; made by the first of them, and left
+        for those that are started again.
 
     Raises ComponentError for an unknown kind.
     """
@@ -55,10 +61,12 @@ class Server:
         start_timeout_s: float,
         model: str = "actor",
         weight_sync: dict[str, Any] | None = None,
+        shared_key: str | None = None,
     ) -> None:
         if kind not in kinds.KINDS:
             raise ComponentError(f"server {name}: unknown kind {kind}; one of {', '.join(kinds.KINDS)}")
-        self.site = kinds.Site(name, host, port, model_path, model, server_args, weight_sync, kinds.Keys.fresh())
+        own = (Keys.fresh(), shared_key)
+        self.site = kinds.Site(name, kind, host, port, model_path, model, server_args, weight_sync, *own)
         self.kind = kinds.KINDS[kind]
         self._kind_name = kind
         self._env = env
@@ -67,18 +75,26 @@ class Server:
         self._process: Guarded | None = None
         self._broken: str | None = None
 
+    @classmethod
+    def preflight(cls, args: Mapping[str, Any]) -> Findings:
+        """Whether the installed SGLang takes the arguments of a plan (Checkable)."""
+        from components.sglang.preflight import preflight
+
+        return preflight(args)
+
     def start(self, needs: Needs) -> Provides:
         """Start the server and wait until it is healthy; see ``kinds`` for what each kind needs and provides.
 
         Raises ComponentError when it ends first, DeadlineError when it is late; both carry the end of its log.
         """
         deadline = time.monotonic() + self._timeout_s
+        self.site = replace(self.site, keys=self.kind.keys(self.site, needs))
         spec = {"program": self.kind.program, "args": self.kind.args(self.site, needs)}
         self._log.parent.mkdir(parents=True, exist_ok=True)
         spec_file = self._log.with_name(f"{self._log.name}.{os.getpid()}.json")
         spec_file.unlink(missing_ok=True)
         with open(os.open(spec_file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as out:
-            json.dump(spec | {"secrets": self.site.keys.secrets}, out)
+            json.dump(spec | {"secrets": list(filter(None, self.site.keys.secrets))}, out)
         argv = [sys.executable, "-P", str(Path(__file__).with_name("serve.py")), str(spec_file)]
         self._process = Guarded.start(argv, env=self._full_env(), log=self._log, grace_s=_GRACE_S)
         try:
@@ -88,6 +104,24 @@ class Server:
             raise
         finally:
             spec_file.unlink(missing_ok=True)
+        return self.kind.provides(self.site)
+
+    def renew(self) -> Provides:
+        """Make a running server ready for another job: no request runs, and no prefix or image is remembered.
+
+        Weights and weight version stay until that job sends its own. Returns what ``start`` returned. Raises
+        ComponentError when the server is gone or refuses.
+        """
+        if (broken := self.failure()) is not None or self._process is None:
+            raise ComponentError(broken or f"{self._title()} was not started")
+        if self._kind_name in kinds.ENGINE_URLS:
+            control = Control(self.site.url, self.site.keys.admin, _RENEW_S)
+            control.open()
+            try:
+                control.post("/abort_request", {"abort_all": True}, "aborting requests")
+                control.post(f"/flush_cache?timeout={_RENEW_S / 2:.0f}", {}, "flushing caches")
+            finally:
+                control.close()
         return self.kind.provides(self.site)
 
     def failure(self) -> str | None:
@@ -132,8 +166,8 @@ class Server:
 
     def _full_env(self) -> dict[str, str]:
         on_cpu = self.site.server_args.get("device") == "cpu"
-        paths = [str(KERNELS)] * on_cpu + [str(_ROOT), os.environ.get("PYTHONPATH", "")]
-        platform = CPU_ENV if on_cpu else {}
+        paths = [str(cpu.KERNELS)] * on_cpu + [str(_ROOT), os.environ.get("PYTHONPATH", "")]
+        platform = cpu.environment(self.site.server_args) if on_cpu else {}
         own = {KIND_ENV: self._kind_name, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONSAFEPATH": "1"}
         return os.environ | kinds.network_env(self.site.host) | platform | own | self._env
 

@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Sequence
-from concurrent.futures import Future
+import secrets
+from collections.abc import Sequence
 from datetime import timedelta
-from threading import Thread
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
-import httpx
-
+from components.sglang.control import Control, background
+from components.sglang.disk import DiskSink
 from components.sglang.sockets import host_store
-from slime_launch.errors import ComponentError, DeadlineError
+from slime_launch.errors import ComponentError
+from slime_launch.interfaces import WeightSink
 
 if TYPE_CHECKING:
     from torch import Tensor
     from torch.distributed import ProcessGroup
 
-_T = TypeVar("_T")
-_POLL_S = 0.0005
 _LEAVE_S = 10.0
 # below this mean size one broadcast of all bytes beats one broadcast a tensor
 _FLATTEN_BELOW_BYTES = 1 << 20
@@ -28,9 +25,9 @@ _FLATTEN_BELOW_BYTES = 1 << 20
 class EngineSink:
     """One engine as a target of weight sync (WeightSink).
 
-    url, key: the engine and its admin token. group: the transfer group's name, fresh for each run, since an engine
-    keeps the name of a group whose trainer died. host, port: where this process listens for the engine to join.
-    backend: gloo or nccl. tp_size: ranks of the engine. timeout_s: limit of each single wait.
+    url, key: the engine and its admin token. group: what the transfer group's name begins with; the rest is fresh for
+    each ``connect``, since an engine keeps the name of a group whose trainer died. host, port: where this process
+    listens for the engine to join. backend: gloo or nccl. tp_size: ranks of the engine. timeout_s: limit of each wait.
     """
 
     def __init__(
@@ -46,33 +43,32 @@ class EngineSink:
         timeout_s: float = 120.0,
     ) -> None:
         self.url = url
-        self._key = key
-        self._name = group
+        self._control = Control(url, key, timeout_s)
+        self._prefix = self._name = group
         self._address = (host, port)
         self._backend = backend
         self._world = 1 + tp_size
-        self._timeout_s = timeout_s
-        self._client: httpx.Client | None = None
         self._group: ProcessGroup | None = None
 
     def connect(self) -> None:
-        """Join the transfer group together with the engine.
+        """Join a transfer group of a new name together with the engine.
 
         Raises ComponentError when the engine refuses, DeadlineError when it does not join in time.
         """
-        headers = {"Authorization": f"Bearer {self._key}"}
-        self._client = httpx.Client(base_url=self.url, headers=headers, timeout=self._timeout_s, trust_env=False)
+        self._name = f"{self._prefix}-{secrets.token_hex(4)}"
+        self._control.open()
         host, port = self._address
         body = {"master_address": host, "master_port": port, "rank_offset": 1, "world_size": self._world}
-        reply = self._later("/init_weights_update_group", body | {"group_name": self._name, "backend": self._backend})
-        joined = _background(self._join)
-        self._watch(joined.done, reply, "joining the weight group")
+        names = {"group_name": self._name, "backend": self._backend}
+        reply = self._control.later("/init_weights_update_group", body | names)
+        joined = background(self._join)
+        self._control.watch(joined.done, reply, "joining the weight group")
         self._group = joined.result()
-        self._finish(reply, "joining the weight group")
+        self._control.finish(reply, "joining the weight group")
 
     def begin(self) -> None:
         """Open an update session."""
-        self._finish(self._later("/begin_weight_update", {}), "opening a weight update")
+        self._control.post("/begin_weight_update", {}, "opening a weight update")
 
     def send(self, bucket: Sequence[tuple[str, Tensor]], version: int | None) -> None:
         """Broadcast (HF name, full tensor) pairs; with ``version`` the engine also forgets every cached prefix.
@@ -93,31 +89,28 @@ class EngineSink:
             "load_format": "flattened_bucket" if flat else None,
             "weight_version": None if version is None else str(version),
         }
-        reply = self._later("/update_weights_from_distributed", body)
+        reply = self._control.later("/update_weights_from_distributed", body)
         tensors = [tensor.detach().contiguous() for _, tensor in ordered]
         for tensor in [_flatten(tensors)] if flat else tensors:
             work = dist.broadcast(tensor, group_src=0, group=self._joined(), async_op=True)
-            self._watch(work.is_completed, reply, "sending weights")
+            self._control.watch(work.is_completed, reply, "sending weights")
             work.wait()
-        self._finish(reply, "sending weights")
+        self._control.finish(reply, "sending weights")
 
     def end(self) -> None:
         """Close the session."""
-        self._finish(self._later("/end_weight_update", {}), "closing a weight update")
+        self._control.post("/end_weight_update", {}, "closing a weight update")
 
     def close(self) -> None:
         """Leave the group on both sides; quiet when the engine is gone. Safe to call twice."""
         import torch.distributed as dist
 
-        client, group = self._client, self._group
-        self._client = self._group = None
-        if client is not None and group is not None:
-            body = {"group_name": self._name}
-            left = _background(lambda: client.post("/destroy_weights_update_group", json=body, timeout=_LEAVE_S))
+        group, self._group = self._group, None
+        if group is not None:
+            left = self._control.later("/destroy_weights_update_group", {"group_name": self._name}, _LEAVE_S)
             dist.destroy_process_group(group)
             left.exception()
-        if client is not None:
-            client.close()
+        self._control.close()
 
     def _join(self) -> ProcessGroup:
         """Rank 0's half of SGLang's ``init_custom_process_group``, whose module takes ten seconds to import.
@@ -128,7 +121,7 @@ class EngineSink:
         from torch.distributed.distributed_c10d import Backend, _new_process_group_helper, _world
 
         host, port = self._address
-        limit = timedelta(seconds=self._timeout_s)
+        limit = timedelta(seconds=self._control.timeout_s)
         store = PrefixStore(self._name, host_store(host, port, self._world, limit))
         group, _ = _new_process_group_helper(
             self._world, 0, [], Backend(self._backend), store, group_name=self._name, timeout=limit
@@ -142,47 +135,18 @@ class EngineSink:
             raise ComponentError(f"engine {self.url}: not connected for weight sync; call connect first")
         return self._group
 
-    def _later(self, path: str, body: dict[str, Any]) -> Future[httpx.Response]:
-        client = self._client
-        if client is None:
-            raise ComponentError(f"engine {self.url}: not connected for weight sync; call connect first")
-        return _background(lambda: client.post(path, json=body))
 
-    def _watch(self, done: Callable[[], bool], reply: Future[httpx.Response], doing: str) -> None:
-        """Wait for our half of a transfer, unless the engine answers first with a refusal."""
-        deadline = time.monotonic() + self._timeout_s
-        while not done():
-            if reply.done():
-                self._finish(reply, doing)
-            if time.monotonic() > deadline:
-                raise DeadlineError(f"engine {self.url}: {doing} took longer than {self._timeout_s:.0f} s; see its log")
-            time.sleep(_POLL_S)
+def make_sink(url: str, key: str, tp_size: int, sync: dict[str, Any]) -> WeightSink:
+    """The sink of one engine; ``sync``: ``via`` (broadcast or disk), and the arguments of that sink.
 
-    def _finish(self, reply: Future[httpx.Response], doing: str) -> None:
-        try:
-            answer = reply.result(self._timeout_s)
-        except (httpx.TimeoutException, TimeoutError) as error:
-            raise DeadlineError(
-                f"engine {self.url}: {doing} took longer than {self._timeout_s:.0f} s; see its log"
-            ) from error
-        except httpx.HTTPError as error:
-            raise ComponentError(f"engine {self.url}: {doing} failed ({error!r}); see its log") from error
-        if answer.status_code != 200:
-            raise ComponentError(f"engine {self.url}: {doing} was refused ({answer.status_code} {answer.text})")
-
-
-def _background(work: Callable[[], _T]) -> Future[_T]:
-    """Run in a daemon thread: a wait for an engine that never joins must not hold up the end of the process."""
-    future: Future[_T] = Future()
-
-    def run() -> None:
-        try:
-            future.set_result(work())
-        except BaseException as error:
-            future.set_exception(error)
-
-    Thread(target=run, daemon=True).start()
-    return future
+    Raises ComponentError for another way.
+    """
+    args = {name: value for name, value in sync.items() if name != "via"}
+    if sync["via"] == "disk":
+        return DiskSink(url=url, key=key, **args)
+    if sync["via"] == "broadcast":
+        return EngineSink(url=url, key=key, tp_size=tp_size, **args)
+    raise ComponentError(f"engine {url}: weights go by broadcast or disk, not by {sync['via']}")
 
 
 def _flatten(tensors: Sequence[Tensor]) -> Tensor:

@@ -24,6 +24,7 @@ from slime_launch.topology import (
 _TOPOLOGY = "rollout.topology"
 _RESERVED_NAMES = (TRAINER, "rollout", "checkpoint", "driver", "ray")
 _NAME = re.compile(r"^[A-Za-z][\w-]*$")
+_LOOPBACK = re.compile(r"^https?://(127\.\d+\.\d+\.\d+|localhost|\[::1\])(:|/|$)")
 
 
 def names_are_ours_to_use(f: Facts) -> Iterator[Problem]:
@@ -191,7 +192,7 @@ def groups_of_a_model_agree(f: Facts) -> Iterator[Problem]:
 
 
 def external_engines_are_named(f: Facts) -> Iterator[Problem]:
-    """Engines that someone else runs have URLs, and a key file where they take weights."""
+    """Engines that someone else runs have URLs."""
     for name, group in f.groups.items():
         if group.urls is None:
             for field in ("key_file", "admin_key_file"):
@@ -208,6 +209,22 @@ def external_engines_are_named(f: Facts) -> Iterator[Problem]:
                     yield Problem(group_key(name, "urls"), url, "not a server's URL", "write http://host:port")
 
 
+def external_engines_take_weights(f: Facts) -> Iterator[Problem]:
+    """Weights go into an engine that someone else runs by its admin token, and only if it can reach the trainer."""
+    for name, group in f.groups.items():
+        if not group.urls or group.worker_type not in TAKES_WEIGHTS or not takes_updates(f.config, group.model):
+            continue
+        if group.admin_key_file is None:
+            reason = f"model {group.model} takes the trainer's weights, for which engines want their admin token"
+            mend = "name a file with it, or set update_weights: false of the model"
+            yield Problem(group_key(name, "admin_key_file"), None, reason, mend)
+        away = [url for url in group.urls if not _LOOPBACK.match(url)]
+        if away and f.config.mode == "run" and f.config.cluster.loopback and group.dp == group.pp == 1:
+            reason = "an engine on another machine cannot reach a trainer that listens on loopback only"
+            mend = "use cluster=ray or slurm, or set update_weights: false of the model"
+            yield Problem(group_key(name, "urls"), ", ".join(away), reason, mend)
+
+
 def _matches(pattern: str, name: str) -> bool:
     try:
         return re.search(pattern, name) is not None
@@ -219,5 +236,5 @@ RULES: tuple[Rule, ...] = (
     names_are_ours_to_use, groups_serve_models, the_actor_generates, splitting_needs_cuda, encoders_are_used,
     encoders_fit_the_model, encoders_stay_frozen, encoders_agree_with_their_users, no_dp_attention_behind_encoders,
     bootstrap_ports_differ, one_model_is_updated, updates_fit_the_checkpoint, groups_of_a_model_agree,
-    external_engines_are_named,
+    external_engines_are_named, external_engines_take_weights,
 )  # fmt: skip

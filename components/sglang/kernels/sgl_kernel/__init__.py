@@ -2,8 +2,8 @@
 
 Every kernel name, here and in any submodule, is an object that raises NotImplementedError when it is called: SGLang
 imports many kernels by name and calls none of them on the native torch paths. ``torch.ops.sgl_kernel`` gets the few
-operators that model files look up while they are imported and no other, so that SGLang's own ``hasattr`` tests choose
-those paths.
+operators that model files look up while they are imported, a working one for what the sampler calls, and no other, so
+that SGLang's own ``hasattr`` tests choose those paths.
 """
 
 from __future__ import annotations
@@ -16,6 +16,8 @@ from types import ModuleType
 from typing import NoReturn
 
 import torch
+
+from .murmur import MurmurOperator
 
 __version__ = "0.0.0+cpu"
 
@@ -78,3 +80,4 @@ class _KernelFinder(MetaPathFinder, Loader):
 sys.meta_path.insert(0, _KernelFinder())
 for _name in _LOOKED_UP_AT_IMPORT:
     setattr(torch.ops.sgl_kernel, _name, MissingKernel(f"torch.ops.sgl_kernel.{_name}"))
+torch.ops.sgl_kernel.murmur_hash32_cpu = MurmurOperator
