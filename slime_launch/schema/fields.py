@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 from msgspec import Meta
 
-Node = dict[str, Any]
+Node = Annotated[dict[str, Any], Meta(extra={"component": True})]
 """An open subtree with a ``_target_``: an object of a component and its arguments."""
 
 
