@@ -18,12 +18,16 @@ from typing import Any
 import torch.distributed as dist
 from megatron.core import dist_checkpointing
 from megatron.core.dist_checkpointing.core import CheckpointingException
+from megatron.core.dist_checkpointing.dict_utils import nested_values
+from megatron.core.dist_checkpointing.mapping import ShardedBase
+from megatron.core.dist_checkpointing.serialization import load_sharded_metadata
+from megatron.core.dist_checkpointing.state_dict_utils import load_preprocess
 from megatron.core.dist_checkpointing.strategies import filesystem_async
 from megatron.core.dist_checkpointing.strategies.async_utils import AsyncRequest
 from megatron.core.dist_checkpointing.strategies.filesystem_async import FileSystemWriterAsync
 from megatron.core.dist_checkpointing.strategies.state_dict_saver import save_state_dict_async_finalize
 from megatron.core.dist_checkpointing.strategies.torch import TorchDistSaveShardedStrategy
-from megatron.core.dist_checkpointing.validation import StrictHandling
+from torch.distributed.checkpoint.api import CheckpointException
 
 from slime_launch import manifest
 from slime_launch.errors import ComponentError
@@ -157,20 +161,28 @@ def read(folder: Path, tree: Tree, ignore: Iterable[str] = ()) -> Tree:
     """Collective. A checkpoint that ``check`` let pass, in the layout of ``tree``, whose tensors are overwritten.
 
     ignore: beginnings of keys that the checkpoint may hold beyond the tree's.
-    Raises ComponentError when keys or shapes differ.
+    Raises ComponentError when keys, found before anything is overwritten, or shapes differ.
     """
+    _require_same_keys(folder, tree, tuple(ignore))
     try:
-        loaded, left_out, missing = dist_checkpointing.load(tree, str(folder), strict=StrictHandling.RETURN_ALL)
-    except (CheckpointingException, RuntimeError, ValueError, KeyError) as error:
+        loaded: Tree = dist_checkpointing.load(tree, str(folder))
+    except (CheckpointingException, CheckpointException, RuntimeError, ValueError, KeyError) as error:
         raise ComponentError(f"checkpoint {folder}: does not fit this model: {_first_line(error)}") from error
-    left_out = {key for key in left_out if not key.startswith(tuple(ignore))}
-    if left_out or missing:
+    return loaded
+
+
+def _require_same_keys(folder: Path, tree: Tree, ignore: tuple[str, ...]) -> None:
+    everywhere: list[Any] = [None] * dist.get_world_size()
+    leaves = nested_values(load_preprocess(tree)[0])
+    dist.all_gather_object(everywhere, {leaf.key for leaf in leaves if isinstance(leaf, ShardedBase)})
+    wanted = set().union(*everywhere)
+    saved = {shard.key for shard in load_sharded_metadata(str(folder)).values()}
+    beyond = {key for key in saved - wanted if not key.startswith(ignore)}
+    if beyond or wanted - saved:
         raise ComponentError(
-            f"checkpoint {folder}: does not fit this model: it lacks {_some(missing)} and has {_some(left_out)} beyond "
-            "it; give the model and model.freeze that it was made with"
+            f"checkpoint {folder}: does not fit this model: it lacks {_some(wanted - saved)} and has {_some(beyond)} "
+            "beyond it; give the model and model.freeze that it was made with"
         )
-    result: Tree = loaded
-    return result
 
 
 def _some(keys: Iterable[str]) -> str:
