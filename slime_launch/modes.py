@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -80,7 +81,8 @@ def check(job: Job) -> int:
     plan = _checked_plan(job)
     plan.write(job.run_dir / "plan.json")
     print_plan(plan, job.console)
-    findings = look_deeper(plan, read_hf_config(job.composed.config)[0])
+    with warnings.catch_warnings(action="ignore"):  # of libraries, about what they would like to find
+        findings = look_deeper(plan, read_hf_config(job.composed.config)[0])
     for line in findings.lines:
         job.console.print(line, highlight=False, markup=False, soft_wrap=True)
     if findings.problems:

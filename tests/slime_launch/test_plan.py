@@ -94,9 +94,9 @@ def test_json_goes_to_stdout(
 
 def test_plan_needs_a_config_and_no_weights(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     config = tmp_path / "config.json"
-    config.write_text(
-        json.dumps({"architectures": ["Qwen3ForCausalLM"], "num_attention_heads": 6, "num_hidden_layers": 4})
-    )
+    shape = {"hidden_size": 96, "intermediate_size": 192, "num_attention_heads": 6, "num_key_value_heads": 3}
+    shape |= {"num_hidden_layers": 4, "vocab_size": 112, "max_position_embeddings": 512}
+    config.write_text(json.dumps({"architectures": ["Qwen3ForCausalLM"], **shape}))
     args = ("+experiment=qwen3_grpo", f"model.hf_config={config}", "trainer.parallel.tp=3", "trainer.parallel.pp=2")
     assert len(plan_of(*args, monkeypatch=monkeypatch, folder=tmp_path).of_kind("trainer")) == 6
 
