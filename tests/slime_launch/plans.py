@@ -19,13 +19,13 @@ MACHINE = Machine(gpus=0, cores=4, memory_gb=32.0)
 BASE_PORT = 20_000
 
 
-def plan_for(*args: str) -> LaunchPlan:
+def plan_for(*args: str, config_dir: str | None = None) -> LaunchPlan:
     """The plan of a command line, mode=plan.
 
     Raises ConfigError with everything that is wrong.
     """
     GlobalHydra.instance().clear()
-    hydra = open_hydra(None)
+    hydra = open_hydra(config_dir)
     try:
         lines = [*args, "mode=plan"]
         composed, found = compose(hydra, lines)

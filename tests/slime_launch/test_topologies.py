@@ -202,3 +202,34 @@ def test_what_differs_between_two_plans() -> None:
     assert differences(old, old) == []
     assert "actors.trainer-0.args.seed: 1 -> 7" in lines
     assert any(line.startswith("actors.engine-1.kind: (absent) -> regular") for line in lines)
+
+
+OF_THEIR_OWN = """
+# two pools of engines with encoders of their own kind, a judge without, GPUs for something else
+models:
+  judge: {path: null, update_weights: false}
+groups:
+  eyes: {worker_type: encoder, num_engines: 4, gpus_per_engine: 0.5}
+  quick: {worker_type: regular, num_engines: 2}
+  deep: {worker_type: regular, tp: 2, overrides: {context_length: 256}}
+  judge: {worker_type: regular, model: judge, overrides: {language_only: false}}
+  kept: {worker_type: placeholder, num_gpus: 2}
+"""
+
+
+def test_a_new_topology_is_yaml_alone(tmp_path: Path) -> None:
+    file = tmp_path / "rollout" / "topology" / "theirs.yaml"
+    file.parent.mkdir(parents=True)
+    file.write_text(OF_THEIR_OWN)
+    args = (GLM, "rollout/topology=theirs", "cluster.gpus_per_node=8", "cluster.num_nodes=2")
+    plan = plan_for(*args, "rollout.topology.colocated=false", config_dir=str(tmp_path))
+    assert {name: len(actors) for name, actors in plan.groups().items() if name in OF_THEIR_OWN} == {
+        "eyes": 4, "quick": 2, "deep": 1, "judge": 1,
+    }  # fmt: skip
+    encoded = {dst for _, dst, name in edges(plan) if name == "actor/encoder_url"}
+    assert encoded == {"quick", "deep"}
+    assert {edge.src for edge in plan.edges if edge.name == "weight_sink"} == {"quick", "deep"}
+    assert group(plan, "deep")[0].args["server_args"]["context_length"] == 256
+    assert len(plan.placeholders) == 2
+    taken = [(actor.node, gpu) for actor in plan.actors for gpu in actor.gpus if actor.group != "eyes"]
+    assert len(set(taken)) == len(taken)
