@@ -89,11 +89,14 @@ def _plain_import(torch: Any) -> Iterator[None]:
 
 def _bridge_megatron() -> None:
     from megatron.core.optimizer import optimizer
-    from megatron.core.tensor_parallel.random import CudaRNGStatesTracker
+    from megatron.core.tensor_parallel import random
 
     from components.megatron import cpu_moe
 
-    CudaRNGStatesTracker.fork = _no_fork
+    random.CudaRNGStatesTracker.fork = _no_fork
+    # Recomputed activations keep and put back the CUDA generator's state, beside torch's own.
+    random._get_cuda_rng_state = lambda *args, **kwargs: None
+    random._set_cuda_rng_state = lambda *args, **kwargs: None
     optimizer.clip_grad_by_total_norm_fp32 = clip_grads
     cpu_moe.install()
 

@@ -10,7 +10,7 @@ import pytest
 from components.megatron.platform import load_platform
 from components.megatron.trainer import MegatronTrainer
 from slime_launch.errors import ComponentError, DeadlineError
-from tests.components.megatron.helpers import trainer_settings, write_random
+from tests.components.megatron.helpers import random_samples, trainer_settings, write_random
 
 
 def test_the_bridge_serves_cuda_calls_and_leaves_device_contexts_alone() -> None:
@@ -61,3 +61,35 @@ def test_sockets_listen_on_loopback_only(tmp_path: Path) -> None:
     trainer.start({})
     assert {host for host, _ in listening() - before} == {"127.0.0.1"}
     trainer.stop()
+
+
+RECOMPUTE = {"recompute_granularity": "full", "recompute_method": "uniform", "recompute_num_layers": 1}
+
+
+@pytest.mark.parametrize("family", ["qwen3", "glm_omni", "glm4_moe"])
+def test_recomputed_activations_give_the_same_step(family: str, tmp_path: Path) -> None:
+    write_random(tmp_path, family)
+    steps = []
+    for transformer in ({}, RECOMPUTE):
+        trainer = MegatronTrainer(**trainer_settings(tmp_path, family, transformer=transformer))
+        trainer.start({})
+        steps.append([trainer.train(step, random_samples(family)) for step in range(2)])
+        trainer.stop()
+    for plain, again in zip(*steps, strict=True):
+        assert plain["train/loss"] == again["train/loss"]
+        assert plain["train/grad_norm"] == pytest.approx(again["train/grad_norm"], rel=1e-6)
+
+
+def test_routing_needs_no_kernel_and_every_token_stays() -> None:
+    load_platform("cpu").install()
+    import torch
+    from megatron.core.transformer.moe import moe_layer, moe_utils
+
+    from components.megatron.cpu_moe import LocalTokenDispatcher
+
+    assert moe_layer.MoEAlltoAllTokenDispatcher is LocalTokenDispatcher
+    tokens_TH, weight_EH = torch.randn(5, 4), torch.randn(3, 4, requires_grad=True)
+    logits_TE = moe_utils.router_gating_linear(tokens_TH, weight_EH, None, torch.float32)
+    torch.testing.assert_close(logits_TE, tokens_TH @ weight_EH.T)
+    (logits_TE**2).sum().backward()
+    torch.testing.assert_close(weight_EH.grad, 2 * (tokens_TH @ weight_EH.detach().T).T @ tokens_TH)
