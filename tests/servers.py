@@ -43,7 +43,7 @@ ARGS: dict[str, dict[str, Any]] = {
         "disable_overlap_schedule": True,
         "stream_interval": 64,
     },
-    "router": {"policy": "round_robin", "log_level": "warn"},
+    "router": {"policy": "round_robin", "log_level": "warn"},  # and a port for its metrics, below
 }
 
 
@@ -55,34 +55,62 @@ def free_port() -> int:
 
 
 def make_server(
-    kind: str, model: Path, folder: Path, *, name: str = "", banned: Sequence[int] = (), **server_args: Any
+    kind: str,
+    checkpoint: Path,
+    folder: Path,
+    *,
+    name: str = "",
+    model: str = "actor",
+    banned: Sequence[int] = (),
+    **server_args: Any,
 ) -> Server:
     """A server that is not started yet; its log lies in ``folder``."""
     name = name or kind
-    sync = {"port": free_port(), "backend": "gloo", "group": f"{name}-{os.getpid()}", "timeout_s": 60.0}
+    via = {"via": "disk", "folder": str(folder / f"weights-{name}")}
+    if server_args.get("dp_size", 1) == server_args.get("pp_size", 1) == 1:
+        via = {"via": "broadcast", "port": free_port(), "backend": "gloo", "group": name}  # type: ignore[dict-item]
     return Server(
         name=name,
         kind=kind,
         host=HOST,
         port=free_port(),
-        model_path=str(model),
-        server_args=ARGS[kind] | server_args,
+        model_path=str(checkpoint),
+        server_args=ARGS.get(kind, ARGS["regular"]) | server_args,
         env=ENV | {BANNED_ENV: ",".join(map(str, banned))},
         log=str(folder / f"{name}.log"),
         start_timeout_s=180.0,
-        weight_sync=sync if kind == "regular" else None,
+        model=model,
+        weight_sync=via | {"timeout_s": 60.0} if kind == "regular" else None,
     )
+
+
+def language_only() -> dict[str, Any]:
+    """Arguments of an engine that takes image embeddings from an encoder, as a plan gives them."""
+    return {"language_only": True, "encoder_bootstrap_port": free_port()}
 
 
 def post(endpoint: Endpoint, path: str, body: dict[str, Any]) -> httpx.Response:
     """POST with the endpoint's key, if it has one."""
-    headers = {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
-    return httpx.post(endpoint.url + path, json=body, headers=headers, timeout=60.0, trust_env=False)
+    return httpx.post(endpoint.url + path, json=body, headers=bearer(endpoint), timeout=60.0, trust_env=False)
 
 
-def sampled(endpoint: Endpoint, tokens: int = 12, **prompt: Any) -> tuple[list[int], list[float], dict[str, Any]]:
+def get(endpoint: Endpoint, path: str) -> httpx.Response:
+    """GET with the endpoint's key, if it has one."""
+    return httpx.get(endpoint.url + path, headers=bearer(endpoint), timeout=60.0, trust_env=False)
+
+
+def bearer(endpoint: Endpoint) -> dict[str, str]:
+    """The header with an endpoint's key, if it has one."""
+    return {"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {}
+
+
+def sampled(
+    endpoint: Endpoint, tokens: int = 12, seed: int | None = None, **prompt: Any
+) -> tuple[list[int], list[float], dict[str, Any]]:
     """Generate at temperature 1 without stopping: (ids, logprobs, meta_info)."""
-    sampling = {"max_new_tokens": tokens, "temperature": 1.0, "ignore_eos": True}
+    sampling: dict[str, Any] = {"max_new_tokens": tokens, "temperature": 1.0, "ignore_eos": True}
+    if seed is not None:
+        sampling["sampling_seed"] = seed
     reply = post(endpoint, "/generate", prompt | {"sampling_params": sampling, "return_logprob": True})
     assert reply.status_code == 200, reply.text
     answer = reply.json()
