@@ -4,19 +4,23 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 from slime_launch.errors import ComponentError
-from slime_launch.interfaces import Tracker
+from slime_launch.interfaces import Restored, Tracker
 from slime_launch.launch import Fleet
+from slime_launch.manifest import Manifest
 from slime_launch.progress import Progress
 from slime_launch.records import Records
+from slime_launch.resume import Start
+from slime_launch.saving import Saving
 from slime_launch.schema import Config
 from slime_launch.types import Metrics, Sample
 
 _EVAL_TIMEOUT_S = 1800.0
+_POSITION_TIMEOUT_S = 300.0
 
 
 @dataclass
@@ -40,6 +44,7 @@ class Loop:
     progress: Progress
     run_dir: Path
     outcome: Outcome
+    start: Start = field(default_factory=Start)
 
     def __post_init__(self) -> None:
         plan = self.fleet.plan
@@ -94,10 +99,40 @@ class Loop:
         metrics: Metrics = answers[0]
         return metrics
 
-    def save(self) -> None:
-        """The final weights, as a Hugging Face checkpoint in the run folder."""
-        folder = str(self.run_dir / "hf")
-        self.fleet.call(self._trainers, "save_hf", folder, what="writing hf/", timeout_s=self.config.trainer.timeout_s)
+    def export(self, name: str) -> None:
+        """The weights, as a Hugging Face checkpoint in the run folder."""
+        self._all_trainers("save_hf", str(self.run_dir / name), what=f"writing {name}/")
+
+    def begin_save(self, folder: str) -> None:
+        """Every rank's training state into an empty folder, written while the loop goes on."""
+        self._all_trainers("save", folder, what="copying the training state")
+
+    def finish_save(self, wait: bool) -> Manifest | None:
+        """The files of the save under way; None when it goes on and ``wait`` is false."""
+        files: Manifest | None = self._all_trainers("finish_save", wait, what="writing the checkpoint")[0]
+        return files
+
+    def load(self, folder: str, weights_only: bool) -> Restored:
+        """A saved training state into every rank."""
+        restored: Restored = self._all_trainers("load", folder, weights_only, what=f"loading {folder}")[0]
+        return restored
+
+    def _all_trainers(self, method: str, *args: Any, what: str) -> list[Any]:
+        return self.fleet.call(self._trainers, method, *args, what=what, timeout_s=self.config.trainer.timeout_s)
+
+    def data_position(self) -> dict[str, Any]:
+        """Where the training prompts stand."""
+        position: dict[str, Any] = self.fleet.call(
+            self._rollout, "state_dict", what="asking for the data position", timeout_s=_POSITION_TIMEOUT_S
+        )[0]
+        return position
+
+    def set_data_position(self, position: dict[str, Any]) -> None:
+        """Go on with the prompts from there."""
+        self.fleet.call(
+            self._rollout, "load_state_dict", position, what="setting the data position",
+            timeout_s=_POSITION_TIMEOUT_S,
+        )  # fmt: skip
 
     def log(self, step: int, metrics: Metrics) -> None:
         """Record and show one step."""
@@ -119,25 +154,40 @@ def score(metrics: Metrics, greedy: bool = False) -> float:
 
 def train(loop: Loop) -> None:
     """The synchronous on-policy loop: every sample of a step comes from the weights of the step before."""
-    num_steps, interval = loop.config.trainer.num_steps, loop.config.driver.eval_interval
-    metrics = loop.sync(0) | loop.evaluate(0) | {"rollout/weight_version": 0.0}
-    loop.outcome.eval_before = loop.outcome.eval_after = score(metrics)
-    loop.log(0, metrics)
-    for step in range(1, num_steps + 1):
-        began = time.monotonic()
-        samples, metrics = loop.generate(step)
-        stale = {sample.weight_version for sample in samples} - {step - 1}
-        if stale:
-            raise ComponentError(f"step {step}: samples made by weight versions {sorted(stale)}, expected {step - 1}")
-        metrics |= loop.train(step, samples) | loop.sync(step)
-        took = time.monotonic() - began
-        known = sum(metrics.get(f"perf/{part}_time", 0.0) for part in ("rollout", "reward", "train", "update_weights"))
-        metrics |= {"perf/step_time": took, "perf/overhead_time": took - known}
-        loop.records.samples(step, samples)
-        if step == num_steps or (interval and step % interval == 0):
-            metrics |= loop.evaluate(step)
-            loop.outcome.eval_after = score(metrics)
+    saving, num_steps = Saving(loop), loop.config.trainer.num_steps
+    done = saving.restore()
+    metrics = loop.sync(done)
+    if not done:
+        metrics |= _evaluate(loop, 0) | {"rollout/weight_version": 0.0}
+        loop.outcome.eval_before = loop.outcome.eval_after
+        loop.log(0, metrics)
+    for step in range(done + 1, num_steps + 1):
+        metrics = _step(loop, step)
         loop.outcome.steps = step
-        loop.log(step, metrics)
+        loop.log(step, metrics | saving.after(step))
+    saving.complete(wait=True)
     loop.outcome.greedy_after = score(metrics, greedy=True)
-    loop.save()
+    loop.export("hf")
+
+
+def _step(loop: Loop, step: int) -> Metrics:
+    """Generate, train, send the weights; evaluate when it is time."""
+    began, interval = time.monotonic(), loop.config.driver.eval_interval
+    samples, metrics = loop.generate(step)
+    stale = {sample.weight_version for sample in samples} - {step - 1}
+    if stale:
+        raise ComponentError(f"step {step}: samples made by weight versions {sorted(stale)}, expected {step - 1}")
+    metrics |= loop.train(step, samples) | loop.sync(step)
+    took = time.monotonic() - began
+    known = sum(metrics.get(f"perf/{part}_time", 0.0) for part in ("rollout", "reward", "train", "update_weights"))
+    metrics |= {"perf/step_time": took, "perf/overhead_time": took - known}
+    loop.records.samples(step, samples)
+    if step == loop.config.trainer.num_steps or (interval and step % interval == 0):
+        metrics |= _evaluate(loop, step)
+    return metrics
+
+
+def _evaluate(loop: Loop, step: int) -> Metrics:
+    metrics = loop.evaluate(step)
+    loop.outcome.eval_after = score(metrics)
+    return metrics

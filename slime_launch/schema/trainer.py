@@ -33,6 +33,20 @@ class ParallelConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class CheckpointConfig:
+    """What is kept of a run, to go on from; in the run folder, under checkpoints/step_<n>."""
+
+    interval: Annotated[Natural, about("Steps between checkpoints, the last step's too; 0 makes none.", "steps")] = 0
+    keep_last: Annotated[Count, about("Checkpoints that stay.")] = 2
+    hf_interval: Annotated[
+        Natural, about("Steps between Hugging Face exports into hf_<step>; 0: hf/ at the end only.", "steps")
+    ] = 0
+    weights_from: Annotated[
+        str | None, about("A run folder, or one checkpoint of it, whose weights alone are the start.")
+    ] = None
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrainerConfig:
     """How Megatron-Core trains."""
 
@@ -48,3 +62,6 @@ class TrainerConfig:
     timeout_s: Annotated[Seconds, about("Longest wait for one training step or weight sync.", "s")] = 600.0
     optim: Annotated[OptimConfig, about("Optimizer.")] = field(default_factory=OptimConfig)
     parallel: Annotated[ParallelConfig, about("Parallel sizes.")] = field(default_factory=ParallelConfig)
+    checkpoint: Annotated[CheckpointConfig, about("Checkpoints of the training state.")] = field(
+        default_factory=CheckpointConfig
+    )
