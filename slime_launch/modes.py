@@ -113,4 +113,13 @@ def run(job: Job) -> int:
     return execute(job.composed, _checked_plan(job), job.run_dir, job.console)
 
 
-MODES: dict[str, Callable[[Job], int]] = {"run": run, "plan": show_plan, "check": check}
+def docs(job: Job) -> int:
+    """mode=docs: write the reference of all keys and options to docs/config.md below this folder."""
+    from slime_launch.docs import write_page
+    from slime_launch.options import folders
+
+    print(f"wrote {write_page(Path.cwd(), folders())}")
+    return 0
+
+
+MODES: dict[str, Callable[[Job], int]] = {"run": run, "plan": show_plan, "check": check, "docs": docs}

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import yaml
+from hydra.core.hydra_config import HydraConfig
 
 from slime_launch.paths import CONF
 
@@ -23,6 +24,12 @@ class Option:
     is_default: bool
 
 
+def folders() -> list[Path]:
+    """The folders of YAML groups of the config that Hydra has composed in this process, the user's first."""
+    sources = HydraConfig.get().runtime.config_sources
+    return [Path(source.path) for source in sources if source.schema == "file"]
+
+
 def options(folders: Sequence[Path] = (CONF,)) -> dict[str, list[Option]]:
     """Group -> its options by name: experiments first, then the groups in the order of our root's defaults list.
 
@@ -30,13 +37,19 @@ def options(folders: Sequence[Path] = (CONF,)) -> dict[str, list[Option]]:
     """
     chosen = _defaults()
     files = {file.relative_to(folder): file for folder in reversed(folders) for file in folder.rglob("*.yaml")}
-    groups: dict[str, list[Option]] = {group: [] for group in (EXPERIMENT, *chosen)}
+    order = [EXPERIMENT, *chosen]
+    groups: dict[str, list[Option]] = {}
     for short in sorted(files):
         group = short.parent.as_posix()
         if group != "." and short.parts[0] != "hydra":
             option = Option(short.stem, first_comment(files[short]), chosen.get(group) == short.stem)
             groups.setdefault(group, []).append(option)
-    return {group: found for group, found in groups.items() if found}
+
+    def place(group: str) -> tuple[int, int, str]:
+        top, last = group.split("/")[0], len(order)
+        return order.index(top) if top in order else last, order.index(group) if group in order else last, group
+
+    return {group: groups[group] for group in sorted(groups, key=place)}
 
 
 def first_comment(file: Path) -> str:

@@ -21,6 +21,8 @@ def problems(config: Config, on: Machine) -> list[Problem]:
 
     What a plan shows is looked at only once a plan can be made.
     """
+    if config.mode in nodes.RUNLESS_MODES:
+        return []
     hf, found = read_hf_config(config)
     facts = Facts(config, on, hf)
     found += [problem for rule in RULES for problem in rule(facts)]

@@ -9,7 +9,9 @@ from slime_launch.errors import Problem
 from slime_launch.model_files import makes_checkpoint
 from slime_launch.schema.build import nearest
 
-BUILT_MODES = ("run", "plan", "check")
+BUILT_MODES = ("run", "plan", "check", "docs")
+RUNLESS_MODES = ("docs",)
+"""Modes that plan and run nothing: they need neither a model nor a machine, and make no run folder."""
 
 
 def mode_is_built(f: Facts) -> Iterator[Problem]:

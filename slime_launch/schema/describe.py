@@ -76,7 +76,7 @@ def kind(annotation: Any) -> str:
         return f"list of {kind(args[0])}"
     if origin is dict:
         return "open keys" if args[1] is Any else f"{kind(args[1])} by name"
-    return _NAMES.get(annotation.__name__, annotation.__name__)
+    return _NAMES.get(annotation.__name__, str(annotation.__name__))
 
 
 def _metas(annotation: Any) -> list[Meta]:
