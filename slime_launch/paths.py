@@ -9,36 +9,43 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from slime_launch.errors import LaunchError
+from slime_launch.errors import ConfigError, Problem
 
 ROOT = Path(__file__).resolve().parent.parent
 CONF = ROOT / "conf"
 COMPONENTS = ROOT / "components"
 
+_MEND = "reinstall slime-launch"
 
-def require_house() -> None:
+
+def require_house(conf: Path = CONF, components: Path = COMPONENTS) -> None:
     """Check that both siblings are there.
 
-    Raises LaunchError naming the missing folder.
+    Raises ConfigError naming both paths.
     """
-    for folder in (CONF, COMPONENTS):
-        if not folder.is_dir():
-            raise LaunchError(
-                f"{folder} is missing: conf and components belong beside {ROOT / 'slime_launch'}; "
-                "reinstall slime-launch"
-            )
+    missing = [folder for folder in (conf, components) if not folder.is_dir()]
+    reason = f"no such folder: {conf} and {components} belong beside {ROOT / 'slime_launch'}"
+    if missing:
+        raise ConfigError([Problem(folder.name, folder, reason, _MEND) for folder in missing])
 
 
 def bind_components() -> None:
-    """Make ``import components`` mean ours in this process, whatever else of that name is on sys.path."""
+    """Make ``import components`` mean ours in this process, whatever else of that name is on sys.path.
+
+    Raises ConfigError when a sibling is missing, or when another ``components`` was imported before.
+    """
     require_house()
-    if "components" in sys.modules:
+    if loaded := sys.modules.get("components"):
+        places = [Path(place).resolve() for place in getattr(loaded, "__path__", [])]
+        if places != [COMPONENTS]:
+            reason = f"another package of this name is imported already, ours is {COMPONENTS}"
+            raise ConfigError([Problem("components", ", ".join(map(str, places)), reason, "rename the other one")])
         return
     spec = importlib.util.spec_from_file_location(
         "components", COMPONENTS / "__init__.py", submodule_search_locations=[str(COMPONENTS)]
     )
     if spec is None or spec.loader is None:
-        raise LaunchError(f"{COMPONENTS} cannot be imported; reinstall slime-launch")
+        raise ConfigError([Problem("components", COMPONENTS, "cannot be imported", _MEND)])
     module = importlib.util.module_from_spec(spec)
     sys.modules["components"] = module
     spec.loader.exec_module(module)
