@@ -17,6 +17,7 @@ from slime_launch.machine import Machine, free_ports
 from slime_launch.model_files import read_hf_config
 from slime_launch.plan import LaunchPlan, read_plan
 from slime_launch.resolve import resolve
+from slime_launch.resume import choose
 from slime_launch.targets import ALLOW_ENV
 
 
@@ -104,13 +105,16 @@ def _checked_plan(job: Job) -> LaunchPlan:
 
 
 def run(job: Job) -> int:
-    """mode=run: start the plan and drive it to its end."""
-    if (job.run_dir / "metrics.jsonl").exists():
-        mend = "give another folder, or leave it to the time of day"
-        raise ConfigError([Problem("hydra.run.dir", job.run_dir, "holds a run already", mend)])
+    """mode=run: start the plan and drive it to its end, from the step that ``resume`` gives."""
+    config = job.composed.config
+    start = choose(config.resume, job.run_dir, config.seed)
+    if start.saved is not None and start.step >= config.trainer.num_steps:
+        asked = f"trainer.num_steps={config.trainer.num_steps}"
+        print(f"resume: {start.saved.folder} has done {start.step} steps and {asked} asks for no more; nothing to do")
+        return 0
     from slime_launch.run import execute
 
-    return execute(job.composed, _checked_plan(job), job.run_dir, job.console)
+    return execute(job.composed, _checked_plan(job), job.run_dir, job.console, start)
 
 
 def docs(job: Job) -> int:

@@ -23,12 +23,13 @@ from slime_launch.memory import PeakMemory
 from slime_launch.plan import LaunchPlan
 from slime_launch.progress import Progress
 from slime_launch.records import Records, point_latest, write_json
+from slime_launch.resume import Start, carry_rows
 from slime_launch.targets import ALLOW_ENV, instantiate
 from slime_launch.views import print_plan
 
 
-def execute(composed: Composed, plan: LaunchPlan, run_dir: Path, console: Console) -> int:
-    """Run what the plan says.
+def execute(composed: Composed, plan: LaunchPlan, run_dir: Path, console: Console, start: Start) -> int:
+    """Run what the plan says, from ``start`` on.
 
     Returns the exit code: 0 done, 1 failed, 130 or 143 stopped by a signal.
     """
@@ -43,7 +44,7 @@ def execute(composed: Composed, plan: LaunchPlan, run_dir: Path, console: Consol
     reason: str | None = None
     try:
         with signals.listening():
-            _drive(composed, plan, run_dir, Progress(console), outcome, times)
+            _drive(composed, plan, run_dir, Progress(console), outcome, times, start)
         status, code = "completed", 0
     except signals.Stopped as stop:
         status, code, reason = "stopped", stop.code, f"by {stop}"
@@ -67,10 +68,12 @@ def execute(composed: Composed, plan: LaunchPlan, run_dir: Path, console: Consol
 
 
 def _drive(
-    composed: Composed, plan: LaunchPlan, run_dir: Path, progress: Progress, outcome: Outcome, times: dict[str, float]
-) -> None:
+    composed: Composed, plan: LaunchPlan, run_dir: Path, progress: Progress, outcome: Outcome,
+    times: dict[str, float], start: Start,
+) -> None:  # fmt: skip
     config, began = composed.config, time.monotonic()
     with ExitStack() as stack:
+        carry_rows(start, run_dir)
         records = Records(run_dir)
         stack.callback(records.close)
         trackers = [instantiate(node, run_dir=str(run_dir)) for node in config.tracking.trackers.values()]
@@ -93,7 +96,7 @@ def _drive(
         stack.callback(fleet.stop)
         fleet.start()
         times["startup_s"] = time.monotonic() - began
-        loop = Loop(config, fleet, records, trackers, progress, run_dir, outcome)
+        loop = Loop(config, fleet, records, trackers, progress, run_dir, outcome, start)
         instantiate(config.driver.loop, loop=loop)
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 from slime_launch.checks.facts import Facts, Rule
-from slime_launch.errors import Problem
+from slime_launch.errors import ConfigError, Problem
 from slime_launch.model_files import makes_checkpoint
+from slime_launch.resume import AUTO, named
 from slime_launch.schema.build import nearest
 
 BUILT_MODES = ("run", "plan", "check", "docs")
@@ -15,11 +16,20 @@ RUNLESS_MODES = ("docs",)
 
 
 def mode_is_built(f: Facts) -> Iterator[Problem]:
-    """Modes and resuming that are planned but not there yet are refused as such."""
+    """Modes that are planned but not there yet are refused as such."""
     if f.config.mode not in BUILT_MODES:
         yield Problem("mode", f.config.mode, "not built yet", f"use one of {', '.join(BUILT_MODES)}")
-    if f.config.resume is not None:
-        yield Problem("resume", f.config.resume, "resuming is not built yet", "leave resume=null")
+
+
+def checkpoints_can_be_read(f: Facts) -> Iterator[Problem]:
+    """A checkpoint that is named by its path is whole and only ours."""
+    given = {"resume": f.config.resume, "trainer.checkpoint.weights_from": f.config.trainer.checkpoint.weights_from}
+    for key, path in given.items():
+        if path is not None and (key, path) != ("resume", AUTO):
+            try:
+                named(key, path)
+            except ConfigError as error:
+                yield from error.problems
 
 
 def nodes_have_targets(f: Facts) -> Iterator[Problem]:
@@ -55,4 +65,4 @@ def reward_is_sound(f: Facts) -> Iterator[Problem]:
         yield Problem("reward.score", f.config.reward.score, "no such part", nearest(f.config.reward.score, parts))
 
 
-RULES: tuple[Rule, ...] = (mode_is_built, nodes_have_targets, reward_is_sound)
+RULES: tuple[Rule, ...] = (mode_is_built, checkpoints_can_be_read, nodes_have_targets, reward_is_sound)

@@ -67,7 +67,7 @@ class Config:
     ] = "run"
     mode: Annotated[Mode, about("What to do with the config.")] = "run"
     seed: Annotated[Natural, about("Seed of data order, sampling and initialisation.")] = 1
-    resume: Annotated[str | None, about("auto, or a run folder to go on from.")] = None
+    resume: Annotated[str | None, about("auto, a run folder, or one of its checkpoints to go on from.")] = None
     allow_targets: Annotated[list[str], about("More packages that _target_ may name; command line only.")] = field(
         default_factory=list
     )

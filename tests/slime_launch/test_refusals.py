@@ -47,7 +47,8 @@ BAD = [
     # modes and resuming that are not there yet
     ([GLM, "mode=replay"], "error: mode=replay: not built yet; use one of run, plan"),
     ([GLM, "mode=runn"], "error: mode=runn: invalid enum value 'runn'; did you mean run?"),
-    ([GLM, "resume=auto"], "error: resume=auto: resuming is not built yet; leave resume=null"),
+    ([GLM, "resume=/nowhere"], "error: resume=/nowhere: /nowhere is missing; name a run folder, or one of its"),
+    ([GLM, "trainer.checkpoint.weights_from=/nowhere"], "error: trainer.checkpoint.weights_from=/nowhere: /nowhere is"),
     # the model does not fit
     (
         [GLM, "trainer.parallel.tp=3"],
