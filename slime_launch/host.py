@@ -5,19 +5,41 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from slime_launch.errors import ComponentError, LaunchError
 from slime_launch.interfaces import Component
+from slime_launch.network import interface_of
 from slime_launch.targets import instantiate
+
+
+@dataclass(frozen=True)
+class Site:
+    """What an actor finds where it sits: the GPUs that it may use, as CUDA names them, and its node's address."""
+
+    devices: tuple[str, ...]
+    address: str
+
+    def environment(self) -> dict[str, str]:
+        """Variables that libraries read before they touch a GPU or open a socket.
+
+        Those that the node has set itself stay, but for the devices.
+        """
+        interface = interface_of(self.address)
+        chosen = {name: interface for name in ("GLOO_SOCKET_IFNAME", "NCCL_SOCKET_IFNAME") if interface}
+        kept = {name: value for name, value in chosen.items() if name not in os.environ}
+        # an index counts in PCI order, as Ray and nvidia-smi count, not in CUDA's fastest-first order
+        return kept | {"CUDA_VISIBLE_DEVICES": ",".join(self.devices), "CUDA_DEVICE_ORDER": "PCI_BUS_ID"}
 
 
 class Host:
     """Lives in the actor's process; the working directory is the run folder."""
 
-    def __init__(self, name: str, component: str, args: Mapping[str, Any], run_dir: str) -> None:
+    def __init__(self, name: str, component: str, args: Mapping[str, Any], run_dir: str, site: Site) -> None:
         os.chdir(run_dir)
+        os.environ.update(site.environment())
         self._name = name
         self._log = Path("logs", f"{name}.log")
         _redirect_output(self._log)

@@ -33,12 +33,12 @@ def read_machine() -> Machine:
     return Machine(gpus=found, cores=len(os.sched_getaffinity(0)), memory_gb=memory / 2**30)
 
 
-def port_is_free(port: int) -> bool:
-    """Whether a server could listen on this loopback port now."""
+def port_is_free(port: int, address: str = "127.0.0.1") -> bool:
+    """Whether a server could listen on this port of one of our addresses now."""
     with socket.socket() as probe:
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind(("127.0.0.1", port))
+            probe.bind((address, port))
         except OSError:
             return False
     return True

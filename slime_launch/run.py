@@ -14,7 +14,8 @@ import yaml
 from rich.console import Console
 
 from slime_launch import signals
-from slime_launch.cluster import LocalCluster
+from slime_launch.cluster.backend import Backend, request
+from slime_launch.cluster.seats import reserve
 from slime_launch.compose import Composed
 from slime_launch.driver import Loop, Outcome
 from slime_launch.errors import LaunchError
@@ -74,25 +75,25 @@ def _drive(
     config, began = composed.config, time.monotonic()
     with ExitStack() as stack:
         carry_rows(start, run_dir)
+        carry_rows(start, run_dir)
         records = Records(run_dir)
         stack.callback(records.close)
         trackers = [instantiate(node, run_dir=str(run_dir)) for node in config.tracking.trackers.values()]
         for tracker in trackers:
             stack.callback(tracker.close)
+        backend: Backend = instantiate(plan.cluster.backend)
+        asked = request(
+            [plan],
+            store_mb=config.cluster.object_store_mb,
+            allow_targets=config.allow_targets,
+            log=run_dir / "logs" / "ray.log",
+        )
         with progress.waiting("starting Ray"):
-            cluster = stack.enter_context(
-                LocalCluster(
-                    port=plan.cluster.ray_port,
-                    num_cpus=sum(actor.resources.cpu for actor in plan.actors),
-                    num_gpus=sum(plan.cluster.gpus),
-                    store_mb=config.cluster.object_store_mb,
-                    allow_targets=config.allow_targets,
-                    log=run_dir / "logs" / "ray.log",
-                )
-            )
+            cluster = stack.enter_context(backend.connect(asked))
         memory = stack.enter_context(PeakMemory(lambda: [os.getpid(), *cluster.processes()]))
         stack.callback(lambda: times.update(peak_rss_mb=round(memory.peak_mb, 1)))
-        fleet = Fleet(plan, run_dir, progress, config.cluster.start_timeout_s)
+        seats = stack.enter_context(reserve(plan, run_dir, progress, config.cluster.nodes_timeout_s))
+        fleet = Fleet(plan, seats, run_dir, progress, config.cluster.start_timeout_s)
         stack.callback(fleet.stop)
         fleet.start()
         times["startup_s"] = time.monotonic() - began

@@ -26,5 +26,6 @@ class ClusterConfig:
     gpu_memory_gb: Annotated[Positive, about("Memory of each GPU, for the plan's estimate.", "GB")] = 80.0
     memory_gb: Annotated[Positive | None, about("Main memory of each node; null: this machine's.", "GB")] = None
     base_port: Annotated[Natural, about("First port of the run's block; 0 takes a free block.")] = 0
+    nodes_timeout_s: Annotated[Seconds, about("Longest wait for the nodes' GPUs and CPUs to be free.", "s")] = 300.0
     start_timeout_s: Annotated[Seconds, about("Longest wait for one actor to start.", "s")] = 300.0
     object_store_mb: Annotated[Natural, about("Ray's object store.", "MB")] = 256

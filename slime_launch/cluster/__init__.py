@@ -1,0 +1,1 @@
+"""The machines of a run: where its Ray cluster comes from, and who sits where on it."""
