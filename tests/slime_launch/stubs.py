@@ -1,0 +1,58 @@
+"""A component that does nothing but say where it is, for tests of placement; and plans that consist of it."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any
+
+from slime_launch.plan import LaunchPlan, bare
+
+STUB = "tests.slime_launch.stubs.Payload"
+
+
+class Payload:
+    """Provides its own name under every name that it should."""
+
+    def __init__(self, name: str, provides: Sequence[str], args: Mapping[str, Any]) -> None:
+        self._name, self._provides, self._args = name, provides, args
+        self._needs: dict[str, list[Any]] = {}
+        self._broken: str | None = None
+
+    def start(self, needs: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
+        self._needs = {name: list(values) for name, values in needs.items()}
+        return {bare(name): self._name for name in self._provides}
+
+    def failure(self) -> str | None:
+        return self._broken
+
+    def stop(self) -> None:
+        """Nothing to give back."""
+
+    def where(self) -> dict[str, Any]:
+        """What this process sees."""
+        import ray
+
+        names = ("CUDA_VISIBLE_DEVICES", "GLOO_SOCKET_IFNAME", "HF_HUB_OFFLINE", "OMP_NUM_THREADS")
+        return {
+            "node": ray.get_runtime_context().get_node_id(), "pid": os.getpid(), "args": self._args,
+            "needs": self._needs, **{name: os.environ.get(name) for name in names},
+        }  # fmt: skip
+
+    def break_down(self) -> None:
+        """Not healthy from now on."""
+        self._broken = f"{self._name} broke"
+
+
+def stubbed(plan: LaunchPlan) -> LaunchPlan:
+    """The same plan with stubs in all its seats; their arguments are kept to be looked at."""
+    actors = tuple(
+        replace(
+            actor,
+            component=STUB,
+            args={"name": actor.name, "provides": list(actor.provides), "args": actor.args},
+        )
+        for actor in plan.actors
+    )
+    return replace(plan, actors=actors)
