@@ -8,8 +8,8 @@ included, are checked before Hydra may act on them.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable, Iterator
-from contextlib import suppress
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -22,6 +22,7 @@ from hydra.core.config_search_path import SearchPathQuery
 from hydra.core.config_store import ConfigStore
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Override
+from hydra.core.utils import setup_globals
 from hydra.errors import HydraException
 from hydra.types import RunMode
 from omegaconf import DictConfig, OmegaConf
@@ -32,6 +33,8 @@ from slime_launch.errors import ConfigError, Problem
 from slime_launch.paths import CONF
 from slime_launch.schema import Config
 from slime_launch.schema.build import build, defaults, nearest, unknown_key
+from slime_launch.sweep.plugins import store_defaults
+from slime_launch.sweep.seal import plugin_problems
 from slime_launch.targets import OWN_PACKAGES, find_targets, static_fault
 
 CONFIG_NAME = "config"
@@ -41,12 +44,6 @@ SEALED: dict[str, Any] = {
     "job_logging": _NO_LOGGING,
     "hydra_logging": _NO_LOGGING,
     "searchpath": [],
-    "launcher": {"_target_": "hydra._internal.core_plugins.basic_launcher.BasicLauncher"},
-    "sweeper": {
-        "_target_": "hydra._internal.core_plugins.basic_sweeper.BasicSweeper",
-        "max_batch_size": None,
-        "params": None,
-    },
     "job.env_set": {},
     "job.env_copy": [],
     "job.chdir": None,
@@ -76,7 +73,9 @@ def open_hydra(config_dir: str | None) -> Hydra:
                 [Problem("--config-dir", config_dir, "no such folder", "name a folder that holds YAML groups")]
             )
         search_path.prepend("command-line", f"file://{folder}", SearchPathQuery(provider="schema", path=None))
-    return Hydra.create_main_hydra2(task_name="slime-launch", config_search_path=search_path)
+    hydra = Hydra.create_main_hydra2(task_name="slime-launch", config_search_path=search_path)
+    store_defaults()
+    return hydra
 
 
 def loader_of(hydra: Hydra) -> ConfigLoaderImpl:
@@ -154,9 +153,10 @@ def _groups(loader: ConfigLoaderImpl, parent: str = "") -> Iterator[str]:
             yield from _groups(loader, group)
 
 
-def compose(hydra: Hydra, lines: list[str]) -> tuple[DictConfig | None, list[Problem]]:
+def compose(hydra: Hydra, lines: list[str], mode: RunMode = RunMode.RUN) -> tuple[DictConfig | None, list[Problem]]:
     """Compose what the good overrides give.
 
+    mode: with MULTIRUN, groups that no override has chosen yet are left out.
     Returns (config with its hydra node, problems); the config is None when Hydra could not compose at all.
     """
     loader = loader_of(hydra)
@@ -169,7 +169,7 @@ def compose(hydra: Hydra, lines: list[str]) -> tuple[DictConfig | None, list[Pro
         else:
             good.append(force_add(loader, override))
     try:
-        return loader.load_configuration(CONFIG_NAME, good, RunMode.RUN, validate_sweep_overrides=False), problems
+        return loader.load_configuration(CONFIG_NAME, good, mode, validate_sweep_overrides=False), problems
     except (HydraException, OmegaConfBaseException, YAMLError, UnicodeError, RecursionError, OSError) as error:
         cause = error.__cause__ or error
         text = " ".join(str(cause).split("\n\n")[0].split())
@@ -180,12 +180,15 @@ def compose(hydra: Hydra, lines: list[str]) -> tuple[DictConfig | None, list[Pro
 
 
 def hydra_problems(node: DictConfig) -> Iterator[Problem]:
-    """Whatever would have Hydra import, run or inherit something: only our own values may stand there."""
+    """Whatever would have Hydra import, run or inherit something: only our own values may stand there, as written."""
+    plain = as_dict(node, resolve=False)
     for key, ours in SEALED.items():
-        found = OmegaConf.select(node, key)
-        value = OmegaConf.to_container(found, resolve=False) if OmegaConf.is_config(found) else found
+        value: Any = plain
+        for name in key.split("."):
+            value = value.get(name) if isinstance(value, dict) else value
         if value != ours:
             yield Problem(f"hydra.{key}", value, "sealed, since Hydra would run or inherit it", f"leave it at {ours}")
+    yield from plugin_problems(plain)
 
 
 def as_dict(config: DictConfig, *, resolve: bool) -> dict[str, Any]:
@@ -198,23 +201,32 @@ def _without_hydra(config: DictConfig) -> dict[str, Any]:
     return {key: value for key, value in as_dict(config, resolve=False).items() if key != "hydra"}
 
 
+@contextmanager
+def unresolved(*resolvers: str) -> Iterator[None]:
+    """Meanwhile these resolvers give what is written: ``${oc.env:NAME}`` stays ``${oc.env:NAME}``."""
+
+    def as_written(resolver: str) -> Callable[..., str]:
+        return lambda *names: f"${{{resolver}:{','.join(map(str, names))}}}"
+
+    for name in resolvers:
+        OmegaConf.register_new_resolver(name, as_written(name), replace=True)
+    try:
+        yield
+    finally:
+        from omegaconf.resolvers import oc
+
+        OmegaConf.register_new_resolver("oc.env", oc.env, replace=True)
+        setup_globals()  # those of Hydra
+
+
 def plain_config(config: DictConfig, keep_env: bool) -> dict[str, Any]:
     """The config without its hydra node as plain containers, resolved.
 
     keep_env: leave every value that comes from ``oc.env``, directly or through other keys, as ``${oc.env:NAME}``.
     """
     loose = OmegaConf.create(_without_hydra(config))
-    if not keep_env:
+    with unresolved("oc.env") if keep_env else nullcontext():
         return as_dict(loose, resolve=True)
-    OmegaConf.clear_resolver("oc.env")
-    try:
-        OmegaConf.register_new_resolver("oc.env", lambda *names: f"${{oc.env:{','.join(map(str, names))}}}")
-        return as_dict(loose, resolve=True)
-    finally:
-        from omegaconf.resolvers import oc
-
-        OmegaConf.clear_resolver("oc.env")
-        OmegaConf.register_new_resolver("oc.env", oc.env, use_cache=False)
 
 
 def _target_problems(config: DictConfig, plain: dict[str, Any], granted: list[str]) -> Iterator[Problem]:

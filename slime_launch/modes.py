@@ -7,6 +7,7 @@ import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import msgspec
 from rich.console import Console
@@ -20,21 +21,26 @@ from slime_launch.resolve import resolve
 from slime_launch.resume import choose
 from slime_launch.targets import ALLOW_ENV
 
+if TYPE_CHECKING:
+    from slime_launch.fleets import Kept
+
 
 @dataclass(frozen=True)
 class Job:
-    """One checked config on this machine, and the folder it writes to."""
+    """One checked config on this machine, and the folder it writes to; ``keep`` is what jobs in turn share."""
 
     composed: Composed
     machine: Machine
     run_dir: Path
     console: Console
+    keep: Kept | None = None
 
 
 def make_plan(job: Job, base_port: int = 0) -> LaunchPlan:
     """The plan, on the ports that the config asks for, or from ``base_port`` on, or on a free block."""
     config = job.composed.config
-    hf, base = read_hf_config(config)[0], config.cluster.base_port or base_port
+    hf, kept = read_hf_config(config)[0], job.keep.base_port if job.keep else 0
+    base = config.cluster.base_port or base_port or kept
     if not base:
         base = free_ports(resolve(config, job.machine, 0, hf).cluster.num_ports)[0]
     return resolve(config, job.machine, base, hf)
@@ -114,7 +120,7 @@ def run(job: Job) -> int:
         return 0
     from slime_launch.run import execute
 
-    return execute(job.composed, _checked_plan(job), job.run_dir, job.console, start)
+    return execute(job.composed, _checked_plan(job), job.run_dir, job.console, start, job.keep)
 
 
 def docs(job: Job) -> int:

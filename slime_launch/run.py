@@ -14,12 +14,10 @@ import yaml
 from rich.console import Console
 
 from slime_launch import signals
-from slime_launch.cluster.backend import Backend, request
-from slime_launch.cluster.seats import reserve
 from slime_launch.compose import Composed
 from slime_launch.driver import Loop, Outcome
 from slime_launch.errors import LaunchError
-from slime_launch.launch import Fleet
+from slime_launch.fleets import Kept, own
 from slime_launch.memory import PeakMemory
 from slime_launch.plan import LaunchPlan
 from slime_launch.progress import Progress
@@ -29,9 +27,12 @@ from slime_launch.targets import ALLOW_ENV, instantiate
 from slime_launch.views import print_plan
 
 
-def execute(composed: Composed, plan: LaunchPlan, run_dir: Path, console: Console, start: Start) -> int:
+def execute(
+    composed: Composed, plan: LaunchPlan, run_dir: Path, console: Console, start: Start, keep: Kept | None = None
+) -> int:
     """Run what the plan says, from ``start`` on.
 
+    keep: what the job before it left, and what this one leaves to the next.
     Returns the exit code: 0 done, 1 failed, 130 or 143 stopped by a signal.
     """
     began = time.monotonic()
@@ -45,7 +46,7 @@ def execute(composed: Composed, plan: LaunchPlan, run_dir: Path, console: Consol
     reason: str | None = None
     try:
         with signals.listening():
-            _drive(composed, plan, run_dir, Progress(console), outcome, times, start)
+            _drive(composed, plan, run_dir, Progress(console), outcome, times, start, keep)
         status, code = "completed", 0
     except signals.Stopped as stop:
         status, code, reason = "stopped", stop.code, f"by {stop}"
@@ -70,34 +71,22 @@ def execute(composed: Composed, plan: LaunchPlan, run_dir: Path, console: Consol
 
 def _drive(
     composed: Composed, plan: LaunchPlan, run_dir: Path, progress: Progress, outcome: Outcome,
-    times: dict[str, float], start: Start,
+    times: dict[str, float], start: Start, keep: Kept | None,
 ) -> None:  # fmt: skip
     config, began = composed.config, time.monotonic()
     with ExitStack() as stack:
-        carry_rows(start, run_dir)
         carry_rows(start, run_dir)
         records = Records(run_dir)
         stack.callback(records.close)
         trackers = [instantiate(node, run_dir=str(run_dir)) for node in config.tracking.trackers.values()]
         for tracker in trackers:
             stack.callback(tracker.close)
-        backend: Backend = instantiate(plan.cluster.backend)
-        asked = request(
-            [plan],
-            store_mb=config.cluster.object_store_mb,
-            allow_targets=config.allow_targets,
-            log=run_dir / "logs" / "ray.log",
-        )
-        with progress.waiting("starting Ray"):
-            cluster = stack.enter_context(backend.connect(asked))
-        memory = stack.enter_context(PeakMemory(lambda: [os.getpid(), *cluster.processes()]))
+        home = stack.enter_context((keep.open if keep else own)(plan, config, run_dir, progress))
+        memory = stack.enter_context(PeakMemory(lambda: [os.getpid(), *home.cluster.processes()]))
         stack.callback(lambda: times.update(peak_rss_mb=round(memory.peak_mb, 1)))
-        seats = stack.enter_context(reserve(plan, run_dir, progress, config.cluster.nodes_timeout_s))
-        fleet = Fleet(plan, seats, run_dir, progress, config.cluster.start_timeout_s)
-        stack.callback(fleet.stop)
-        fleet.start()
+        home.fleet.start(home.kept)
         times["startup_s"] = time.monotonic() - began
-        loop = Loop(config, fleet, records, trackers, progress, run_dir, outcome, start)
+        loop = Loop(config, home.fleet, records, trackers, progress, run_dir, outcome, start)
         instantiate(config.driver.loop, loop=loop)
 
 

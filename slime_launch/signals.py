@@ -37,9 +37,12 @@ def install() -> dict[signal.Signals, Any]:
 
 @contextmanager
 def listening() -> Iterator[None]:
-    """Note signals for ``check`` while the block runs; the old handlers come back afterwards."""
+    """Note signals for ``check`` while the block runs; the old handlers come back afterwards.
 
-    _asked.clear()
+    A block inside another one keeps what the outer one has noted.
+    """
+    if signal.getsignal(signal.SIGINT) is not _note:
+        _asked.clear()
     old = install()
     try:
         yield

@@ -11,6 +11,7 @@ from slime_launch.schema.run import (
     RewardConfig,
     TrackingConfig,
 )
+from slime_launch.schema.sweep import SweepConfig
 from slime_launch.schema.trainer import OptimConfig, ParallelConfig, TrainerConfig
 
 __all__ = [
@@ -28,6 +29,7 @@ __all__ = [
     "RewardConfig",
     "RolloutConfig",
     "ServedModel",
+    "SweepConfig",
     "TopologyConfig",
     "TrackingConfig",
     "TrainerConfig",

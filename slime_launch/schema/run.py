@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from msgspec import Meta
 
@@ -11,6 +11,7 @@ from slime_launch.schema.cluster import ClusterConfig
 from slime_launch.schema.fields import Natural, Node, about
 from slime_launch.schema.model import ModelConfig
 from slime_launch.schema.rollout import RolloutConfig
+from slime_launch.schema.sweep import SweepConfig
 from slime_launch.schema.trainer import TrainerConfig
 
 Mode = Literal["run", "plan", "check", "docs", "report", "status", "stop", "replay"]
@@ -76,8 +77,9 @@ class Config:
     reward: Annotated[RewardConfig, about("How samples are scored.")] = field(default_factory=RewardConfig)
     algorithm: Annotated[AlgorithmConfig, about("Advantages and policy loss.")] = field(default_factory=AlgorithmConfig)
     driver: Annotated[DriverConfig, about("The training loop.")] = field(default_factory=DriverConfig)
-    data: Annotated[dict[str, Any], about("The data source component (a _target_ node).")] = field(default_factory=dict)
+    data: Annotated[Node, about("The data source component.")] = field(default_factory=dict)
     trainer: Annotated[TrainerConfig, about("How it is trained.")] = field(default_factory=TrainerConfig)
     cluster: Annotated[ClusterConfig, about("The machine.")] = field(default_factory=ClusterConfig)
     tracking: Annotated[TrackingConfig, about("Where metrics go.")] = field(default_factory=TrackingConfig)
     plan: Annotated[PlanConfig, about("How mode=plan prints.")] = field(default_factory=PlanConfig)
+    sweep: Annotated[SweepConfig, about("Several runs from one command line.")] = field(default_factory=SweepConfig)

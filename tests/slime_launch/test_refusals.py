@@ -121,7 +121,7 @@ BAD = [
     ([QWEN, "hydra.searchpath=[pkg://evil]"], "error: hydra.searchpath=[pkg://evil]: not supported; use --config-dir"),
     ([QWEN, "+hydra.job_logging.handlers.x.class=logging.FileHandler"], "error: hydra.job_logging={"),
     ([QWEN, "+hydra.job.env_set.LD_PRELOAD=/evil.so"], "error: hydra.job.env_set={'LD_PRELOAD': '/evil.so'}: sealed"),
-    ([QWEN, "hydra.sweeper.max_batch_size=3"], "error: hydra.sweeper={"),
+    ([QWEN, "+hydra.sweeper.x=3"], "error: hydra.sweeper.x=3: unknown key; choose one of max_batch_size, params"),
     ([QWEN, "allow_targets=[a"], "error: allow_targets=[a: cannot be parsed"),
     ([QWEN, "seed=1,2"], "error: seed=1,2: several values need a sweep; add -m"),
     ([QWEN, "name='a/../b'"], "error: name=a/../b: expected str matching regex"),
