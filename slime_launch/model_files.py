@@ -28,7 +28,7 @@ def checkpoint_folder(config: Config) -> Path:
     if config.model.hf_checkpoint is not None:
         return Path(config.model.hf_checkpoint).expanduser().resolve()
     if config.model.hf_config is not None:
-        return Path(Path(config.model.hf_config).stem)
+        return Path(Path(config.model.hf_config).name.removesuffix(".json"))
     made_from = json.dumps([__version__, config.model.tiny], sort_keys=True, default=str)
     digest = hashlib.sha256(made_from.encode()).hexdigest()[:12]
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")

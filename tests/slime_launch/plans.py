@@ -52,7 +52,7 @@ def short_form(plan: LaunchPlan) -> dict[str, Any]:
 def _group(actors: list[Actor]) -> dict[str, Any]:
     flat = [_flatten(msgspec.to_builtins(actor)) for actor in actors]
     keys = dict.fromkeys(key for values in flat for key in values)
-    columns = {key: [values.get(key) for values in flat] for key in keys}
+    columns = {key: [values.get(key, "-") for values in flat] for key in keys}
     shared = {key: values[0] for key, values in columns.items() if all(value == values[0] for value in values)}
     differs = {key: _series(values) for key, values in columns.items() if key not in shared}
     return {"count": len(actors), **shared, "differs": differs}
