@@ -28,7 +28,7 @@ def test_every_experiment_plans(experiment: str, monkeypatch: pytest.MonkeyPatch
     plan = plan_of(f"+experiment={experiment}", monkeypatch=monkeypatch, folder=tmp_path)
     phase = {actor.group: actor.phase for actor in plan.actors}
     assert all(phase[edge.src] < phase[edge.dst] for edge in plan.edges)
-    ports = [actor.args["port"] for actor in plan.actors if "port" in actor.args]
+    ports = [(actor.args["host"], actor.args["port"]) for actor in plan.actors if "port" in actor.args]
     assert len(set(ports)) == len(ports)
 
 
