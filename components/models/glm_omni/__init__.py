@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from components.models.base import Family, HFConfig, require
+from components.models.base import Family, HFConfig, require, text_part
 from components.models.dense import gpt_keywords, transformer_keywords
 from components.models.glm_omni.weights import BIASES, rules
 from components.models.vision import image_encoder, image_positions, require_sections
@@ -18,7 +18,7 @@ def transformer(hf: HFConfig) -> dict[str, Any]:
 
     Raises ComponentError for shapes that Glm4vTextModel itself would read in two ways.
     """
-    text = hf["text_config"]
+    text = text_part(hf)
     head_dim = text["hidden_size"] // text["num_attention_heads"]
     require(text, {"head_dim": head_dim, "attention_bias": True}, "Glm4vTextAttention is built with these values")
     require_sections(hf)

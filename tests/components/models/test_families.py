@@ -48,6 +48,20 @@ def test_shipped_config_json_is_served_by_the_family_of_its_folder(file: str) ->
     assert len(set(names)) == len(names)
 
 
+def test_published_qwen2_5_vl_config_without_text_config_means_the_same() -> None:
+    new = tiny_config("qwen2_5_vl") | {"tie_word_embeddings": True}
+    text = dict(new["text_config"])
+    rope = text.pop("rope_parameters")
+    old = {**text, **{key: value for key, value in new.items() if key != "text_config"}}
+    old |= {"rope_theta": rope["rope_theta"], "rope_scaling": {"type": "mrope", "mrope_section": rope["mrope_section"]}}
+    family = load_family("qwen2_5_vl")
+    for read in (family.transformer, family.gpt, family.rules):
+        assert read(old) == read(new)
+    assert family.rope(old).sections == family.rope(new).sections == (4, 6, 6)
+    inner = new | {"tie_word_embeddings": False, "text_config": new["text_config"] | {"tie_word_embeddings": True}}
+    assert family.gpt(inner) == family.gpt(new)
+
+
 @pytest.mark.parametrize("name", ["llama", "../qwen3", "base"])
 def test_an_unknown_family_is_named(name: str) -> None:
     with pytest.raises(ComponentError, match=r"model\.family"):
