@@ -11,7 +11,7 @@ from rich.table import Table
 
 from slime_launch.plan import Actor, LaunchPlan
 
-_COLUMNS = ("phase", "actors", "kind", "where", "parallel", "each takes", "memory each")
+_COLUMNS = ("phase", "actors", "kind", "where", "parallel", "each takes", "memory")
 _ABSENT = "(absent)"
 _PARALLEL = {"tp": "tp_size", "pp": "pp_size", "dp": "dp_size", "nodes": "nnodes"}
 
@@ -28,6 +28,8 @@ def print_plan(plan: LaunchPlan, console: Console) -> None:
         where = f"node {placeholder.node} gpu {_ranges(placeholder.gpus)}"
         table.add_row("", placeholder.name, "reserved", where, "", "", "")
     console.print(table)
+    if not any(actor.memory_mb for actor in plan.of_kind("trainer")):
+        console.print("no memory estimate: the sizes of this model's architecture are not known")
     lines = [f"{edge.src} -> {edge.dst}: {edge.name}" for edge in plan.edges]
     for group, actors in plan.groups().items():
         if args := actors[0].args.get("server_args"):
@@ -41,13 +43,13 @@ def _row(actors: Sequence[Actor]) -> tuple[str, ...]:
     memory = sum(first.memory_mb.values())
     return (
         str(first.phase), _names(actors), first.kind, _where(actors), _parallel(first), str(first.resources),
-        _size(memory) if memory else "?",
+        _size(memory) if memory else "",
     )  # fmt: skip
 
 
 def _names(actors: Sequence[Actor]) -> str:
-    """``engine-0 .. engine-3``, or the one name."""
-    return actors[0].name if len(actors) == 1 else f"{actors[0].name} .. {actors[-1].name}"
+    """``engine x 4`` for engine-0 to engine-3, or the one name."""
+    return actors[0].name if len(actors) == 1 else f"{actors[0].group} x {len(actors)}"
 
 
 def _where(actors: Sequence[Actor]) -> str:
