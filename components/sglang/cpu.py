@@ -22,14 +22,15 @@ DECODE_TARGET = "sglang.srt.layers.attention.torch_native_backend.TorchNativeAtt
 def environment(server_args: Mapping[str, Any]) -> dict[str, str]:
     """What a server of these arguments needs on CPU.
 
-    SGLang gives each rank a NUMA node of its own unless it is told a core for each, which then go round.
+    SGLang gives each rank a NUMA node of its own unless it is told a core for each, which then go round. It talks
+    through gloo only if it finds no NCCL, which the torch package brings along.
     """
     ranks = int(server_args.get("tp_size", 1) * server_args.get("pp_size", 1) * server_args.get("dp_size", 1))
     if ranks == 1:
         return dict(_ENV)
     cores = sorted(os.sched_getaffinity(0))
     bound = "|".join(str(cores[rank % len(cores)]) for rank in range(ranks))
-    return _ENV | {"SGLANG_CPU_OMP_THREADS_BIND": bound}
+    return _ENV | {"SGLANG_CPU_OMP_THREADS_BIND": bound, "SGLANG_NCCL_SO_PATH": "no-nccl-on-cpu"}
 
 
 def batched_decode(

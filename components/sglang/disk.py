@@ -22,7 +22,8 @@ class DiskSink:
     """One engine as a target of weight sync (WeightSink) that reads the weights from a folder it shares with us.
 
     Each bucket becomes a safetensors file. The folder gets its name once all are written, so the engine, which loads
-    them into all its ranks at ``end``, never sees half of an update; then it is removed.
+    them into all its ranks at ``end``, never sees half of an update. It is removed at the next update or at ``close``,
+    and not before: pipeline stages behind the first read it only with the next request.
 
     url, key: the engine and its admin token. folder: where the folders of the updates lie, relative to the working
     directory of who makes the sink (a run folder, which trainer and engine must both see). timeout_s: limit of each
@@ -34,6 +35,7 @@ class DiskSink:
         self._control = Control(url, key, timeout_s)
         self._folder = Path(folder).absolute()
         self._partial: Path | None = None
+        self._loaded: Path | None = None
         self._files: dict[str, str] = {}
         self._bytes = 0
         self._version: int | None = None
@@ -87,10 +89,10 @@ class DiskSink:
             raise ComponentError(f"engine {self.url}: the last weights of an update came without a version")
         index = {"metadata": {"total_size": self._bytes}, "weight_map": self._files}
         (self._partial / _INDEX).write_text(json.dumps(index, indent=2))
-        self._partial = self._partial.rename(self._partial.with_name(f"{self._version}-{secrets.token_hex(4)}"))
-        body = {"model_path": str(self._partial), "weight_version": str(self._version), "flush_cache": True}
+        whole = self._partial.rename(self._partial.with_name(f"{self._version}-{secrets.token_hex(4)}"))
+        self._partial, self._loaded = None, whole
+        body = {"model_path": str(whole), "weight_version": str(self._version), "flush_cache": True}
         self._control.post("/update_weights_from_disk", body | {"load_format": "safetensors"}, "loading weights")
-        self._discard()
 
     def close(self) -> None:
         """Remove what is left of the folders. Safe to call twice."""
@@ -100,6 +102,8 @@ class DiskSink:
         self._control.close()
 
     def _discard(self) -> None:
-        if self._partial is not None:
-            shutil.rmtree(self._partial, ignore_errors=True)
-        self._partial, self._files, self._bytes, self._version = None, {}, 0, None
+        for folder in (self._partial, self._loaded):
+            if folder is not None:
+                shutil.rmtree(folder, ignore_errors=True)
+        self._partial = self._loaded = self._version = None
+        self._files, self._bytes = {}, 0

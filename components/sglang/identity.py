@@ -71,8 +71,12 @@ class Asked:
         return f"SGLang {self.info.get('version')}, {self.model.get('architectures')}, {sizes}"
 
     def vocabulary(self) -> int | None:
-        """Its vocabulary size, learnt from how it refuses a token that cannot be; None where it does not say."""
-        body = {"input_ids": [-1], "sampling_params": {"max_new_tokens": 1}}
+        """Its vocabulary size, learnt from how it refuses the logprob of a token that cannot be; None where it is mum.
+
+        Never asked by ``input_ids``: SGLang does not check those, and its scheduler would die of one.
+        """
+        body = {"input_ids": [0], "sampling_params": {"max_new_tokens": 1}, "return_logprob": True}
+        body |= {"token_ids_logprob": [-1]}
         try:
             reply = self.client.post("/generate", json=body, headers=self.headers)
         except httpx.HTTPError:

@@ -50,9 +50,7 @@ def server_problems(kind: str, args: Mapping[str, Any], key: str) -> Iterator[Pr
             yield Problem(f"{key}.{name}", value, reason, "see SGLang's ServerArgs")
     for name in _NEEDED.get(kind, ()):
         if args.get(name) is None:
-            yield Problem(
-                f"{key}.{name}", None, f"a {kind} engine needs it", "make the plan again: the launcher sets it"
-            )
+            yield Problem(f"{key}.{name}", None, f"a {kind} server needs it", "make the plan again")
     mode, wanted = args.get("disaggregation_mode", "null"), _MODES.get(kind)
     if kind != "follower" and mode != (wanted or "null"):
         yield Problem(f"{key}.disaggregation_mode", mode, f"a {kind} server", "set worker_type of the group")

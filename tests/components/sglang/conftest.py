@@ -1,12 +1,14 @@
-"""One engine for text and one encoder-worker-router trio, started once for all tests of this folder."""
+"""Real servers, started once for all tests of this folder."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -15,37 +17,42 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from components.models.glm_omni import tiny as tiny_glm
 from components.models.qwen3 import tiny as tiny_qwen
 from components.sglang.server import Server
-from components.sglang.weights import EngineSink
 from slime_launch.guard import descendants
+from slime_launch.interfaces import Provides, WeightSink
 from slime_launch.types import Endpoint
-from tests.servers import make_server, processes
+from tests.servers import language_only, make_server, processes
 
 MEDIA = range(10, 16)
-"""Ids of the tiny GLM-4V's media tokens, which its worker never samples."""
+"""Ids of the tiny GLM-4V's media tokens, which its engines never sample."""
 
 
 @dataclass
-class Text:
-    """A started engine with a tiny Qwen3."""
+class Engine:
+    """A started engine with what it provides, and a router in front of it where it has one."""
 
     server: Server
     endpoint: Endpoint
-    sink: EngineSink
+    sink: WeightSink
     checkpoint: Path
+    router: Endpoint | None = None
 
 
 @dataclass
 class Split:
-    """A started encoder, language-only worker and router with a tiny GLM-4V."""
+    """Two started encoders, a language-only worker that uses both, and a router, with a tiny GLM-4V."""
 
-    encoder: Server
+    encoders: list[Server]
     worker: Server
     router: Server
     encoder_url: Endpoint
     engine: Endpoint
     endpoint: Endpoint
-    sink: EngineSink
+    sink: WeightSink
     checkpoint: Path
+
+    def encoded(self) -> list[int]:
+        """Images that each encoder has encoded."""
+        return [encoder.encoder_requests() for encoder in self.encoders]
 
 
 @pytest.fixture(scope="session")
@@ -54,54 +61,74 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
-def fleet(folder: Path) -> Iterator[tuple[Text, Split]]:
-    qwen, glm = _checkpoint(folder / "qwen", tiny_qwen, 1), _checkpoint(folder / "glm", tiny_glm, 1)
-    engine, encoder = make_server("regular", qwen, folder, name="text"), make_server("encoder", glm, folder)
-    worker, router = (
-        make_server("regular", glm, folder, name="worker", banned=MEDIA),
-        make_server("router", glm, folder),
-    )
-    try:
-        with ThreadPoolExecutor() as pool:
-            text_given = pool.submit(engine.start, {})
-            encoder_url = encoder.start({})["encoder_url"]
-            worker_given = worker.start({"encoder_url": [encoder_url]})
-            router_given = router.start({"engine_url": [worker_given["engine_url"]]})
-        text = Text(engine, text_given.result()["engine_url"], text_given.result()["weight_sink"], qwen)
-        yield (
-            text,
-            Split(
-                encoder,
-                worker,
-                router,
-                encoder_url,
-                worker_given["engine_url"],
-                router_given["router_url"],
-                worker_given["weight_sink"],
-                glm,
-            ),
-        )
-    finally:
-        servers = [server for server in (router, worker, encoder, engine) if server._process is not None]
-        pids = [pid for server in servers for pid in processes(server)]
-        with ThreadPoolExecutor() as pool:
-            list(pool.map(Server.stop, servers))
-    left = [pid for pid in pids if pid in descendants(1) or pid in descendants(os.getpid())]
-    assert not left, f"processes {left} outlived their servers"
+def qwen(folder: Path) -> Path:
+    return _checkpoint(folder / "qwen", tiny_qwen, 1)
 
 
 @pytest.fixture(scope="session")
-def text(fleet: tuple[Text, Split]) -> Text:
+def glm(folder: Path) -> Path:
+    return _checkpoint(folder / "glm", tiny_glm, 1)
+
+
+@pytest.fixture(scope="session")
+def fleet(folder: Path, qwen: Path, glm: Path) -> Iterator[tuple[Engine, Split]]:
+    engine, front = make_server("regular", qwen, folder, name="text"), make_server("router", qwen, folder, name="front")
+    encoders = [make_server("encoder", glm, folder, name=f"encoder-{index}", model="omni") for index in range(2)]
+    worker = make_server("regular", glm, folder, name="worker", model="omni", banned=MEDIA, **language_only())
+    router = make_server("router", glm, folder, model="omni")
+    with stopped(engine, front, *encoders, worker, router), ThreadPoolExecutor() as pool:
+        text = pool.submit(_behind_router, engine, front)
+        urls = [given["encoder_url"] for given in pool.map(lambda encoder: encoder.start({}), encoders)]
+        given = worker.start({"encoder_url": urls})
+        url = router.start({"engine_url": [given["engine_url"]]})["router_url"]
+        sink = given["weight_sink"]
+        yield text.result(), Split(encoders, worker, router, urls[0], given["engine_url"], url, sink, glm)
+
+
+@pytest.fixture(scope="session")
+def replicas(folder: Path, qwen: Path) -> Iterator[Engine]:
+    server = make_server("regular", qwen, folder, name="replicas", dp_size=2)
+    with stopped(server):
+        yield engine_of(server, server.start({}))
+
+
+@pytest.fixture(scope="session")
+def text(fleet: tuple[Engine, Split]) -> Engine:
     return fleet[0]
 
 
 @pytest.fixture(scope="session")
-def split(fleet: tuple[Text, Split]) -> Split:
+def split(fleet: tuple[Engine, Split]) -> Split:
     return fleet[1]
 
 
-def _checkpoint(folder: Path, family: object, seed: int) -> Path:
-    family.write_checkpoint(folder, seed)  # type: ignore[attr-defined]
+def engine_of(server: Server, given: Provides, router: Endpoint | None = None) -> Engine:
+    """A started engine with what it provides."""
+    checkpoint = Path(server.site.model_path)
+    return Engine(server, given["engine_url"], given["weight_sink"], checkpoint, router)
+
+
+def _behind_router(server: Server, router: Server) -> Engine:
+    given = server.start({})
+    return engine_of(server, given, router.start({"engine_url": [given["engine_url"]]})["router_url"])
+
+
+@contextmanager
+def stopped(*servers: Server) -> Iterator[None]:
+    """Stop the servers afterwards and see that nothing is left of them."""
+    try:
+        yield
+    finally:
+        running = [server for server in servers if server._process is not None]
+        pids = [pid for server in running for pid in processes(server)]
+        with ThreadPoolExecutor() as pool:
+            list(pool.map(Server.stop, running))
+    left = [pid for pid in pids if pid in descendants(1) or pid in descendants(os.getpid())]
+    assert not left, f"processes {left} outlived their servers"
+
+
+def _checkpoint(folder: Path, family: Any, seed: int) -> Path:
+    family.write_checkpoint(folder, seed)
     sharpen(folder)
     return folder
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -64,7 +63,7 @@ def request(images: list[bytes]) -> dict[str, Any]:
 
 def test_logprobs_through_the_router_are_those_of_transformers(split: Split, reference: Reference) -> None:
     batches = [[picture(i)] for i in range(12)] + [[picture(40, 84)], [picture(41), picture(42, 112)]]
-    before = split.encoder.encoder_requests()
+    before = sum(split.encoded())
     with ThreadPoolExecutor(8) as pool:
         answers = list(pool.map(lambda images: sampled(split.endpoint, **request(images)), batches))
     assert not {token for ids, _, _ in answers for token in ids} & set(MEDIA)
@@ -74,7 +73,8 @@ def test_logprobs_through_the_router_are_those_of_transformers(split: Split, ref
         gaps.append(reference.gaps(images, ids, logprobs))
     assert torch.cat(gaps).max() < 1e-3
     assert torch.cat(gaps).mean() < 1e-4
-    assert split.encoder.encoder_requests() - before == sum(map(len, batches))
+    assert sum(split.encoded()) - before == sum(map(len, batches))
+    assert all(split.encoded()), "an encoder stands idle"
 
 
 def test_the_image_matters(split: Split, reference: Reference) -> None:
@@ -83,16 +83,16 @@ def test_the_image_matters(split: Split, reference: Reference) -> None:
 
 
 def test_every_image_is_encoded_again_however_often_it_comes(split: Split) -> None:
-    before = split.encoder.encoder_requests()
+    before = sum(split.encoded())
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(lambda _: sampled(split.endpoint, tokens=2, **request([picture(3)])), range(8)))
-    assert split.encoder.encoder_requests() - before == 8
+    assert sum(split.encoded()) - before == 8
 
 
 def test_text_alone_needs_no_encoder(split: Split) -> None:
-    before = split.encoder.encoder_requests()
+    before = sum(split.encoded())
     sampled(split.endpoint, input_ids=[30, 31, 32])
-    assert split.encoder.encoder_requests() == before
+    assert sum(split.encoded()) == before
 
 
 @pytest.mark.parametrize("change", ["n", "list"])
@@ -110,7 +110,7 @@ def test_requests_that_would_be_encoded_locally_are_refused(split: Split, change
 
 
 def test_listen_on_loopback_only(split: Split) -> None:
-    for server in (split.encoder, split.worker, split.router):
+    for server in (*split.encoders, split.worker, split.router):
         addresses = listening(processes(server))
         assert server.site.url.removeprefix("http://") in addresses
         assert all(address.startswith("127.") for address in addresses), (server.site.name, addresses)
@@ -135,13 +135,3 @@ def test_weights_go_into_a_language_only_worker(split: Split, tmp_path: Path) ->
             assert reference.gaps([picture(7)], ids, logprobs).max() < 1e-3
     finally:
         split.sink.close()
-
-
-def test_without_encoder_image_requests_fail_and_text_goes_on(split: Split) -> None:
-    """Last of this file: it ends the encoder."""
-    split.encoder.stop()
-    started = time.monotonic()
-    reply = post(split.engine, "/generate", request([picture(8)]) | {"sampling_params": {"max_new_tokens": 2}})
-    assert reply.status_code >= 400
-    assert time.monotonic() - started < 30
-    sampled(split.engine, input_ids=[30, 31, 32])
