@@ -98,7 +98,15 @@ class RolloutWorker:
         return metrics | {"perf/eval_time": time.perf_counter() - began}
 
     def state_dict(self) -> dict[str, Any]:
-        """The data source's position after the last ``generate``."""
+        """The data source's position after the last ``generate``.
+
+        Raises ComponentError for a source that cannot tell it.
+        """
+        if not isinstance(self._data, DataSource):
+            raise ComponentError(
+                f"data: {type(self._data).__name__} has no state_dict and load_state_dict, so a run could not go on "
+                "where it was; add them, or leave trainer.checkpoint.interval=0"
+            )
         return self._data.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
