@@ -7,6 +7,7 @@ is told the devices of its seat instead.
 from __future__ import annotations
 
 import time
+import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -67,7 +68,9 @@ def reserve(plan: LaunchPlan, run_dir: Path, progress: Progress, timeout_s: floa
     strategy = "STRICT_SPREAD" if len(sizes) > 1 else "STRICT_PACK"
     if plan.cluster.loopback:
         _refuse(needs, deficit(needs, _offers()))
-    group = placement_group([_bundle(size) for size in sizes], strategy=strategy, name=plan.name)
+    group = placement_group(
+        [_bundle(size) for size in sizes], strategy=strategy, name=f"{plan.name}-{uuid.uuid4().hex[:8]}"
+    )
     try:
         with progress.waiting(f"waiting for {len(sizes)} nodes"):
             _await(group, needs, progress, timeout_s)

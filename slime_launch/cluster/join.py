@@ -1,0 +1,132 @@
+"""A Ray cluster that is there already: joined for the time of a run, never started and never stopped."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+from slime_launch.cluster.backend import Request
+from slime_launch.cluster.environment import actor_environment, token_environment
+from slime_launch.cluster.session import ray_session
+from slime_launch.errors import ComponentError
+from slime_launch.schema.fields import Seconds, about
+
+_IS_OPEN = 10
+_TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+# asks without a token: an answer means that the cluster wants none
+_ASK = f"""
+import sys
+from ray._raylet import GcsClient
+GcsClient(address=sys.argv[1]).internal_kv_keys(b"", namespace=b"slime-launch", timeout=float(sys.argv[2]))
+sys.exit({_IS_OPEN})
+"""
+
+
+class Joined:
+    """Connection: nothing on this machine is ours because of it."""
+
+    def processes(self) -> list[int]:
+        """None."""
+        return []
+
+
+@dataclass(frozen=True, kw_only=True)
+class RayCluster:
+    """Backend: connects to a cluster that someone else runs; what is left of a run there is nothing.
+
+    Every node needs the same Python environment and house at the same path, and to see the run folder.
+    """
+
+    address: Annotated[str, about("host:port of Ray's head, or auto: RAY_ADDRESS, or the cluster of this machine.")] = (
+        "auto"
+    )
+    token_file: Annotated[
+        str | None, about("File with the cluster's token; null: where Ray looks, RAY_AUTH_TOKEN_PATH for one.")
+    ] = None
+    allow_unauthenticated: Annotated[bool, about("Join a cluster that asks nobody for a token.")] = False
+    connect_timeout_s: Annotated[Seconds, about("Longest wait for the head's answer.", "s")] = 20.0
+
+    @contextmanager
+    def connect(self, request: Request) -> Iterator[Joined]:
+        """See Backend. Raises ComponentError for a cluster that is not there, refuses the token, or is open to all."""
+        address = self._address()
+        _set_token(self.token_file)
+        if _is_open(address, self.connect_timeout_s):
+            self._accept_open(address)
+        elif not _has_token():
+            raise ComponentError(
+                f"the Ray cluster at {address} wants a token, or is not there; "
+                "give cluster.backend.token_file, or check cluster.backend.address"
+            )
+        with ExitStack() as stack:
+            self._enter(stack, address, request)
+            yield Joined()
+
+    def _enter(self, stack: ExitStack, address: str, request: Request) -> None:
+        import ray
+
+        try:
+            stack.enter_context(ray_session(address, worker_env=actor_environment(request.allow_targets)))
+        except ray.exceptions.AuthenticationError as error:
+            raise ComponentError(f"the Ray cluster at {address} refuses the token: {_short(error)}") from None
+        except ConnectionError as error:
+            raise ComponentError(f"the Ray cluster at {address} cannot be joined: {_short(error)}") from error
+
+    def _address(self) -> str:
+        if "://" in self.address:
+            raise ComponentError(
+                f"cluster.backend.address={self.address}: give host:port; Ray's client is not supported"
+            )
+        if self.address != "auto":
+            return self.address
+        from ray._private.services import canonicalize_bootstrap_address
+
+        found = canonicalize_bootstrap_address("auto")
+        if not found:
+            raise ComponentError("no Ray cluster on this machine; give cluster.backend.address=host:port")
+        return str(found)
+
+    def _accept_open(self, address: str) -> None:
+        text = f"the Ray cluster at {address} asks nobody for a token: whoever reaches it runs code as its user"
+        if not self.allow_unauthenticated:
+            raise ComponentError(
+                f"{text}; start it with RAY_AUTH_MODE=token, or set cluster.backend.allow_unauthenticated=true"
+            )
+        print(f"warning: {text}", file=sys.stderr)
+        os.environ["RAY_AUTH_MODE"] = "disabled"
+
+
+def _set_token(token_file: str | None) -> None:
+    if token_file is not None:
+        file = Path(token_file).expanduser().resolve()
+        if not file.is_file():
+            raise ComponentError(f"cluster.backend.token_file={token_file}: no such file")
+        os.environ.update(token_environment(file))
+        os.environ.pop("RAY_AUTH_TOKEN", None)  # would win over the file
+    os.environ["RAY_AUTH_MODE"] = "token"
+
+
+def _has_token() -> bool:
+    return any(os.environ.get(name) for name in _TOKEN_VARIABLES) or (Path.home() / ".ray" / "auth_token").is_file()
+
+
+def _is_open(address: str, timeout_s: float) -> bool:
+    """Whether the cluster answers someone without a token; asked in a process of its own, since Ray keeps its mode."""
+    env = {name: value for name, value in os.environ.items() if name not in _TOKEN_VARIABLES}
+    env["RAY_AUTH_MODE"] = "disabled"
+    argv = [sys.executable, "-P", "-c", _ASK, address, str(timeout_s)]
+    try:
+        done = subprocess.run(argv, env=env, capture_output=True, timeout=timeout_s + 30.0)
+    except subprocess.TimeoutExpired:
+        return False
+    return done.returncode == _IS_OPEN
+
+
+def _short(error: BaseException) -> str:
+    return " ".join(str(error).split())[:300]
