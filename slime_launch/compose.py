@@ -47,6 +47,7 @@ SEALED: dict[str, Any] = {
     "job.env_set": {},
     "job.env_copy": [],
     "job.chdir": None,
+    "sweep.subdir": "${sweep_job:${hydra.job.override_dirname}}",  # a job is found again by its folder's name
 }
 
 

@@ -126,7 +126,10 @@ class Kept:
             for actor in (self._fleet.plan.actors if self._fleet else ())
         }
         for name in kept:
-            (run_dir / "logs" / f"{name}.log").symlink_to(self._logs[name].resolve())
+            link = run_dir / "logs" / f"{name}.log"
+            if link.is_symlink() or link.exists():  # of an earlier attempt at this job
+                link.rename(link.with_name(f"{link.name}.earlier"))
+            link.symlink_to(self._logs[name].resolve())
 
     def close(self) -> None:
         """End the fleet and the cluster."""

@@ -90,15 +90,22 @@ def plan_sweep(hydra: Hydra, lines: list[str], machine: Machine) -> Order:
     if found or base is None:
         raise ConfigError(found)
     settings = _settings(base)
+    in_process = base.hydra.launcher["_target_"] == BASIC_LAUNCHER
     sweeper = as_dict(base.hydra.sweeper, resolve=False)
     params, wrong = _params(hydra, sweeper.get("params") or {})
     spelled = {override.key_or_group: override.get_key_element() for override in params}
     swept = parse_overrides(hydra, [_spell(hydra, override, spelled) for override in overrides])[0]
     jobs = jobs_to_check([*params, *swept], sweeper, settings.max_jobs, loader_of(hydra)) if not wrong else []
     wrong += [problem for line in jobs for problem in job.check(hydra, line, machine)[1]]
+    if base.cluster.base_port and not in_process:
+        reason = "jobs that run side by side cannot have the same ports"
+        wrong.append(Problem("cluster.base_port", base.cluster.base_port, reason, "leave it at 0"))
     if wrong:
         raise ConfigError(wrong)
-    return _order(base, [*params, *swept], [override.input_line or "" for override in swept])
+    keeps = in_process and settings.keep_servers and base.mode == "run"
+    given = [override.input_line or "" for override in swept]
+    forced = _forced(base, [*params, *swept])
+    return Order([*given, *forced], _sweep_dir(base), str(base.mode), in_process, keeps)
 
 
 def _settings(base: DictConfig) -> SweepConfig:
@@ -125,21 +132,23 @@ def _spell(hydra: Hydra, override: Override, spelled: dict[str, str]) -> str:
     return f"{spelled[key]}={line.partition('=')[2]}" if key in spelled else force_add(loader_of(hydra), override)
 
 
-def _order(base: DictConfig, overrides: list[Override], lines: list[str]) -> Order:
-    sweep_dir = os.path.abspath(str(OmegaConf.select(base, "hydra.sweep.dir")))
+def _sweep_dir(base: DictConfig) -> Path:
+    return Path(os.path.abspath(str(OmegaConf.select(base, "hydra.sweep.dir"))))
+
+
+def _forced(base: DictConfig, overrides: list[Override]) -> list[str]:
+    """Overrides of Hydra's own node that the sweep needs."""
     constant = [override.key_or_group for override in overrides if not override.is_sweep_override()]
     excluded = [*OmegaConf.select(base, _EXCLUDED), *constant]
     forced = [
         f"hydra.mode={RunMode.MULTIRUN.name}",
-        f"hydra.sweep.dir={_quoted(sweep_dir)}",  # one folder, whatever a job's own config says
+        f"hydra.sweep.dir={_quoted(str(_sweep_dir(base)))}",  # one folder, whatever a job's own config says
         f"{_EXCLUDED}=[{','.join(map(_quoted, excluded))}]",
     ]
     sampler = base.hydra.sweeper.get("sampler") or {}
     if "seed" in sampler and sampler["seed"] is None:
         forced.append(f"hydra.sweeper.sampler.seed={base.seed}")  # so that the sweep run again asks for the same jobs
-    in_process = base.hydra.launcher["_target_"] == BASIC_LAUNCHER
-    keeps = in_process and bool(base.sweep.keep_servers) and base.mode == "run"
-    return Order([*lines, *forced], Path(sweep_dir), str(base.mode), in_process, keeps)
+    return forced
 
 
 def _quoted(text: str) -> str:

@@ -69,6 +69,7 @@ class SweepTask:
             replace(record, code=0).write(folder)
             print(f"{folder.name}: done already, skipped", flush=True)
             return summary.eval_after
+        print(f"job {node.job.num + 1}: {folder.name}", flush=True)
         code = self._attempt(config, node, folder, record)
         replace(record, code=code).write(folder)
         if code >= _SIGNALLED and self.in_process:

@@ -49,6 +49,11 @@ BAD = [
     (["seed=1,2", "hydra.sweeper.max_batch_size=0"], "hydra.sweeper.max_batch_size=0: out of range"),
     (["seed=1,x,2,y"], "error: seed=x: expected int, got str; give int\nerror: seed=y: expected int, got str"),
     (["trainer.optim.lrr=1,2"], "trainer.optim.lrr=1: unknown key; did you mean trainer.optim.lr?"),
+    (["seed=1,2", "hydra.sweep.subdir=x"], "hydra.sweep.subdir=x: sealed"),
+    (
+        ["seed=1,2", "hydra/launcher=joblib", "cluster.base_port=23456"],
+        "cluster.base_port=23456: jobs that run side by",
+    ),
     (["seed=1,2", "hydra.launcher._target_=os.system"], "hydra.launcher={'_target_': 'os.system'}: not a plugin"),
     (["seed=1,2", "hydra/launcher=joblib", "hydra.launcher.temp_folder=/x"], "hydra.launcher.temp_folder=/x: sealed"),
     (["seed=1,2", "hydra/launcher=submitit_slurm", "hydra.launcher.setup=[id]"], "hydra.launcher.setup=['id']: sealed"),
