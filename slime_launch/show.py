@@ -97,5 +97,5 @@ def _completed_config_dir() -> str | None:
     """The folder after ``--config-dir`` on the line that the shell is completing, once it is there."""
     words = os.environ.get("COMP_LINE", "").split()
     pairs = [*pairwise(words), *(word.partition("=")[::2] for word in words)]
-    folders = [value for flag, value in pairs if flag in ("--config-dir", "-cd") and Path(value).is_dir()]
+    folders = [value for flag, value in pairs if flag in ("--config-dir", "-cd") and value and Path(value).is_dir()]
     return folders[-1] if folders else None
