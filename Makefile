@@ -7,7 +7,7 @@ ARGS ?=
 
 .DEFAULT_GOAL := help
 
-.PHONY: help install run test test-full lint format clean
+.PHONY: help install run test test-full docs lint format clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -27,6 +27,9 @@ test: $(STAMP)  ## everything but the long proofs
 
 test-full: $(STAMP)  ## the long proofs: three seeds of each experiment
 	$(BIN)/pytest -m full -rP $(ARGS)
+
+docs: $(STAMP)  ## write docs/config.md, the reference of all keys, from the schema and the YAML
+	$(BIN)/slime-launch mode=docs
 
 lint: $(STAMP)  ## ruff and mypy --strict
 	$(BIN)/ruff check .
