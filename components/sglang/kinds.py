@@ -56,11 +56,9 @@ def network_env(host: str) -> dict[str, str]:
     return {"SGLANG_HOST_IP": host} | ({"GLOO_SOCKET_IFNAME": "lo"} if host in _LOOPBACK else {})
 
 
-def engine_provides(
-    site_url: str, kind: str, *, key: str, model: str, bootstrap_port: int | None = None
-) -> dict[str, Any]:
+def engine_provides(url: str, kind: str, *, key: str, model: str, bootstrap_port: int | None = None) -> dict[str, Any]:
     """What an engine of a kind hands to its router, whoever runs it."""
-    return {ENGINE_URLS[kind]: Endpoint(site_url, key, model, bootstrap_port)}
+    return {ENGINE_URLS[kind]: Endpoint(url, key, model, bootstrap_port)}
 
 
 def _own_keys(site: Site, needs: Needs) -> Keys:
