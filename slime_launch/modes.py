@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 import msgspec
 from rich.console import Console
 
+from slime_launch.cluster.backend import Scheduler
+from slime_launch.cluster.submission import submission
 from slime_launch.compose import Composed
 from slime_launch.errors import ConfigError, Problem
 from slime_launch.machine import Machine, free_ports
@@ -19,7 +21,7 @@ from slime_launch.model_files import read_hf_config
 from slime_launch.plan import LaunchPlan, read_plan
 from slime_launch.resolve import resolve
 from slime_launch.resume import choose
-from slime_launch.targets import ALLOW_ENV
+from slime_launch.targets import ALLOW_ENV, instantiate
 
 if TYPE_CHECKING:
     from slime_launch.fleets import Kept
@@ -113,6 +115,10 @@ def _checked_plan(job: Job) -> LaunchPlan:
 def run(job: Job) -> int:
     """mode=run: start the plan and drive it to its end, from the step that ``resume`` gives."""
     config = job.composed.config
+    os.environ[ALLOW_ENV] = ",".join(config.allow_targets)
+    backend = instantiate(config.cluster.backend)
+    if isinstance(backend, Scheduler):
+        return backend.submit_job(submission(_checked_plan(job), job.run_dir, job.console))
     start = choose(config.resume, job.run_dir, config.seed)
     if start.saved is not None and start.step >= config.trainer.num_steps:
         asked = f"trainer.num_steps={config.trainer.num_steps}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 from slime_launch.checks.facts import Facts, PlanRule, Rule
@@ -9,7 +10,9 @@ from slime_launch.errors import Problem
 from slime_launch.machine import port_is_free
 from slime_launch.placement import colocated, group_problems, world_size
 from slime_launch.plan import Actor, LaunchPlan
+from slime_launch.schema.build import build
 from slime_launch.sizes import CPU_PROCESS_BYTES
+from slime_launch.targets import resolve
 
 
 def device_is_there(f: Facts) -> Iterator[Problem]:
@@ -25,6 +28,24 @@ def device_is_there(f: Facts) -> Iterator[Problem]:
     if f.config.cluster.loopback and f.config.cluster.num_nodes > 1 and f.config.mode == "run":
         mend = "use cluster=ray, slurm or kuberay, or mode=plan to plan for it"
         yield Problem("cluster.num_nodes", f.config.cluster.num_nodes, "this cluster is one machine", mend)
+
+
+def backend_takes_its_keys(f: Facts) -> Iterator[Problem]:
+    """The keys beside ``_target_`` of a backend of ours are known, and of the right type."""
+    node = f.config.cluster.backend
+    target = node.get("_target_", "")
+    found = resolve(target) if target.startswith("slime_launch.") else None
+    if dataclasses.is_dataclass(found) and isinstance(found, type):
+        rest = {key: value for key, value in node.items() if key != "_target_"}
+        yield from build(found, rest, "cluster.backend")[1]
+
+
+def remote_gpus_are_given(f: Facts) -> Iterator[Problem]:
+    """Machines that are not this one are not asked while planning, so the config says what they have."""
+    cluster = f.config.cluster
+    if not cluster.loopback and cluster.gpus_per_node is None and cluster.device != "cpu":
+        mend = "give the GPUs of each node, as in cluster.gpus_per_node=8, or set cluster.device=cpu"
+        yield Problem("cluster.gpus_per_node", None, "the run goes onto other machines than this one", mend)
 
 
 def groups_divide(f: Facts) -> Iterator[Problem]:
@@ -142,6 +163,7 @@ def ports_are_free(f: Facts, plan: LaunchPlan) -> Iterator[Problem]:
 
 
 RULES: tuple[Rule, ...] = (
-    device_is_there, groups_divide, trainer_divides, gpus_suffice, colocated_groups_fit, threads_fit,
+    device_is_there, backend_takes_its_keys, remote_gpus_are_given, groups_divide, trainer_divides,
+    gpus_suffice, colocated_groups_fit, threads_fit,
 )  # fmt: skip
 PLAN_RULES: tuple[PlanRule, ...] = (memory_suffices, ports_are_free)

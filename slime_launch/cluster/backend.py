@@ -83,7 +83,7 @@ class Submission:
 class Scheduler(Protocol):
     """Hands a command to a scheduler instead of executing the plan here."""
 
-    def submit(self, job: Submission) -> int:
+    def submit_job(self, job: Submission) -> int:
         """Write, show and maybe submit; returns the exit code.
 
         Raises ConfigError when what it needs is not there.

@@ -5,8 +5,8 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -17,14 +17,14 @@ from slime_launch.cluster.session import ray_session
 from slime_launch.errors import ComponentError
 from slime_launch.schema.fields import Seconds, about
 
-_IS_OPEN = 10
 _TOKEN_VARIABLES = ("RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
-# asks without a token: an answer means that the cluster wants none
+_START_S = 30.0  # of a Python that imports ray, on a busy machine
+_ANSWERED = 10
 _ASK = f"""
 import sys
 from ray._raylet import GcsClient
 GcsClient(address=sys.argv[1]).internal_kv_keys(b"", namespace=b"slime-launch", timeout=float(sys.argv[2]))
-sys.exit({_IS_OPEN})
+sys.exit({_ANSWERED})
 """
 
 
@@ -56,27 +56,15 @@ class RayCluster:
     def connect(self, request: Request) -> Iterator[Joined]:
         """See Backend. Raises ComponentError for a cluster that is not there, refuses the token, or is open to all."""
         address = self._address()
-        _set_token(self.token_file)
-        if _is_open(address, self.connect_timeout_s):
+        without = {name: value for name, value in os.environ.items() if name not in _TOKEN_VARIABLES}
+        if _refusal(address, without | {"RAY_AUTH_MODE": "disabled"}, self.connect_timeout_s) is None:
             self._accept_open(address)
-        elif not _has_token():
-            raise ComponentError(
-                f"the Ray cluster at {address} wants a token, or is not there; "
-                "give cluster.backend.token_file, or check cluster.backend.address"
-            )
-        with ExitStack() as stack:
-            self._enter(stack, address, request)
+        else:
+            _set_token(self.token_file)
+            if (refusal := _refusal(address, os.environ, self.connect_timeout_s)) is not None:
+                raise ComponentError(f"the Ray cluster at {address} cannot be joined: {refusal}")
+        with ray_session(address, worker_env=actor_environment(request.allow_targets)):
             yield Joined()
-
-    def _enter(self, stack: ExitStack, address: str, request: Request) -> None:
-        import ray
-
-        try:
-            stack.enter_context(ray_session(address, worker_env=actor_environment(request.allow_targets)))
-        except ray.exceptions.AuthenticationError as error:
-            raise ComponentError(f"the Ray cluster at {address} refuses the token: {_short(error)}") from None
-        except ConnectionError as error:
-            raise ComponentError(f"the Ray cluster at {address} cannot be joined: {_short(error)}") from error
 
     def _address(self) -> str:
         if "://" in self.address:
@@ -112,21 +100,21 @@ def _set_token(token_file: str | None) -> None:
     os.environ["RAY_AUTH_MODE"] = "token"
 
 
-def _has_token() -> bool:
-    return any(os.environ.get(name) for name in _TOKEN_VARIABLES) or (Path.home() / ".ray" / "auth_token").is_file()
+def _refusal(address: str, env: Mapping[str, str], timeout_s: float) -> str | None:
+    """Why the head does not answer, None where it does.
 
-
-def _is_open(address: str, timeout_s: float) -> bool:
-    """Whether the cluster answers someone without a token; asked in a process of its own, since Ray keeps its mode."""
-    env = {name: value for name, value in os.environ.items() if name not in _TOKEN_VARIABLES}
-    env["RAY_AUTH_MODE"] = "disabled"
+    Asked in a process of its own, since Ray keeps its token and tries for longer than anybody wants to wait.
+    """
     argv = [sys.executable, "-P", "-c", _ASK, address, str(timeout_s)]
     try:
-        done = subprocess.run(argv, env=env, capture_output=True, timeout=timeout_s + 30.0)
-    except subprocess.TimeoutExpired:
-        return False
-    return done.returncode == _IS_OPEN
-
-
-def _short(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]
+        done = subprocess.run(argv, env=dict(env), capture_output=True, timeout=timeout_s + _START_S)
+        code, said = done.returncode, done.stderr
+    except subprocess.TimeoutExpired as error:
+        code, said = 1, error.stderr or b""
+    if code == _ANSWERED:
+        return None
+    text = said.decode(errors="replace")
+    if "Unauthenticated" in text or "AuthenticationError" in text:
+        return "it wants a token, and there is none or another one; give cluster.backend.token_file"
+    last = (text.strip().splitlines() or ["no answer"])[-1]
+    return f"{last[:300]}; check cluster.backend.address"

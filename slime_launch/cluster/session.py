@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import signal
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any
 
-from slime_launch import signals
+_AUTH = ("RAY_AUTH_MODE", "RAY_AUTH_TOKEN", "RAY_AUTH_TOKEN_PATH")
+_NUMBERS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+_last: list[dict[str, str | None]] = []
 
 
 @contextmanager
@@ -18,16 +22,24 @@ def ray_session(address: str, worker_env: Mapping[str, str] | None = None) -> It
     """
     import ray
 
-    raylet: Any = ray._raylet
-    # both are read once a process; the cluster before may have had another token
-    raylet.Config.initialize("")
-    raylet.AuthenticationTokenLoader.instance().reset_cache()
+    _read_auth_anew(ray._raylet)
+    handlers = {number: signal.getsignal(number) for number in _NUMBERS}
     env = {"runtime_env": {"env_vars": dict(worker_env)}} if worker_env else {}
     try:
         try:
             ray.init(address=address, log_to_driver=False, logging_level="error", configure_logging=False, **env)
         finally:
-            signals.install()
+            for number, handler in handlers.items():  # ray.init puts in its own
+                signal.signal(number, handler)
         yield
     finally:
         ray.shutdown()
+
+
+def _read_auth_anew(raylet: Any) -> None:
+    """Have Ray forget how the cluster before was reached, if this one is reached otherwise: it reads that once."""
+    now = {name: os.environ.get(name) for name in _AUTH}
+    if _last != [now]:
+        raylet.Config.initialize("")
+        raylet.AuthenticationTokenLoader.instance().reset_cache()
+    _last[:] = [now]
