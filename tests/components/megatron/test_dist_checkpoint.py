@@ -18,25 +18,27 @@ from slime_launch.checkpoints import newest
 from slime_launch.errors import ComponentError
 from slime_launch.interfaces import Trainer
 from tests.components.megatron.actions import finished, recorded, run
-from tests.components.megatron.helpers import OPTIM, trainer_settings, write_random
+from tests.components.megatron.helpers import OPTIM, ROOT, trainer_settings, write_random
 
 # Odd: a padded vocabulary, tied weights, some weights of one layer frozen.
 SHAPES = {"qwen3": {"vocab_size": 113, "tie_word_embeddings": True}, "glm_omni": {"vocab_size": 113}}
 FREEZE = {"qwen3": [r"layers\.1\.mlp\."], "glm_omni": [r"^encoders\."]}
+FAMILIES = sorted(file.parent.parent.name for file in (ROOT / "components" / "models").glob("*/configs/tiny.json"))
 SCHEDULE = OPTIM | {"schedule": "cosine", "warmup_steps": 3, "weight_decay": 0.1}
 LAYOUTS = {"tp2": {"tp": 2}, "pp2": {"pp": 2}, "dp2": {}}
+WORLDS = [*(("qwen3", layout) for layout in LAYOUTS), ("qwen3_moe", "tp2")]
 
 
 @pytest.fixture(scope="module")
 def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("states")
-    for family, shape in SHAPES.items():
-        write_random(folder / family, family, **shape)
+    for family in FAMILIES:
+        write_random(folder / family, family, **SHAPES.get(family, {}))
     return folder
 
 
 def settings(root: Path, family: str, **overrides: Any) -> dict[str, Any]:
-    defaults = {"freeze": FREEZE[family], "num_steps": 8, "num_minibatches": 2, "optim": SCHEDULE}
+    defaults = {"freeze": FREEZE.get(family, []), "num_steps": 8, "num_minibatches": 2, "optim": SCHEDULE}
     return trainer_settings(root / family, family, **defaults | overrides)
 
 
@@ -49,7 +51,7 @@ def test_the_trainer_is_one() -> None:
     assert isinstance(MegatronTrainer(**trainer_settings(Path("/nowhere"), "qwen3")), Trainer)
 
 
-@pytest.mark.parametrize("family", SHAPES)
+@pytest.mark.parametrize("family", FAMILIES)
 def test_half_resume_half_is_the_straight_run_to_the_bit(family: str, root: Path, tmp_path: Path) -> None:
     step_2 = str(tmp_path / "checkpoints" / "step_2")
     save = [["save", str(tmp_path), 2], ["train", 3], ["finish", str(tmp_path), 2], ["train", 4]]
@@ -66,32 +68,36 @@ def test_half_resume_half_is_the_straight_run_to_the_bit(family: str, root: Path
             assert straight_step[name] == resumed_step[name]
 
 
-@pytest.fixture(scope="module", params=LAYOUTS)
-def world(request: pytest.FixtureRequest, root: Path) -> tuple[str, Path, list[Any]]:
-    """Two ranks train four steps and save in the middle; (layout, run folder, answers)."""
-    folder = root / request.param
+World = tuple[str, str, Path, list[Any]]
+
+
+@pytest.fixture(scope="module", params=WORLDS, ids="-".join)
+def world(request: pytest.FixtureRequest, root: Path) -> World:
+    """Two ranks train four steps and save in the middle; (family, layout, run folder, answers)."""
+    family, layout = request.param
+    folder = root / f"{family}-{layout}"
     folder.mkdir()
     script = [["train", 1], ["train", 2], ["hf", str(folder / "two")], ["save", str(folder), 2], ["train", 3],
               ["finish", str(folder), 2], ["train", 4], ["hf", str(folder / "straight")]]  # fmt: skip
-    job = {"settings": settings(root, "qwen3", world_size=2, **LAYOUTS[request.param]), "script": script}
-    return request.param, folder, finished(folder / "straight.json", job)
+    job = {"settings": settings(root, family, world_size=2, **LAYOUTS[layout]), "script": script}
+    return family, layout, folder, finished(folder / "straight.json", job)
 
 
-def test_two_ranks_resume_to_the_bit(world: tuple[str, Path, list[Any]], root: Path) -> None:
-    layout, folder, _ = world
+def test_two_ranks_resume_to_the_bit(world: World, root: Path) -> None:
+    family, layout, folder, _ = world
     script = [["load", str(folder / "checkpoints" / "step_2")], ["train", 3], ["train", 4],
               ["hf", str(folder / "resumed")]]  # fmt: skip
-    job = {"settings": settings(root, "qwen3", world_size=2, **LAYOUTS[layout]), "script": script}
+    job = {"settings": settings(root, family, world_size=2, **LAYOUTS[layout]), "script": script}
     answers = finished(folder / "resumed.json", job)
     assert answers[0] == {"updates": 4, "rng": True}
     assert same(folder / "straight", folder / "resumed")
 
 
-def test_one_rank_goes_on_where_two_were(world: tuple[str, Path, list[Any]], root: Path, tmp_path: Path) -> None:
-    _, folder, straight = world
+def test_one_rank_goes_on_where_two_were(world: World, root: Path, tmp_path: Path) -> None:
+    family, _, folder, straight = world
     script = [["load", str(folder / "checkpoints" / "step_2")], ["hf", str(tmp_path / "two")], ["train", 3],
               ["train", 4], ["hf", str(tmp_path / "four")]]  # fmt: skip
-    answers = run({"settings": settings(root, "qwen3"), "script": script}, 0)
+    answers = run({"settings": settings(root, family), "script": script}, 0)
     assert answers[0] == {"updates": 4, "rng": False}
     assert same(folder / "two", tmp_path / "two")
     assert answers[2]["train/loss"] == pytest.approx(straight[4]["train/loss"], abs=1e-5)
