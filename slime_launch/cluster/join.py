@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import ceil
 from pathlib import Path
 from typing import Annotated
 
@@ -105,16 +107,22 @@ def _refusal(address: str, env: Mapping[str, str], timeout_s: float) -> str | No
 
     Asked in a process of its own, since Ray keeps its token and tries for longer than anybody wants to wait.
     """
+    host, _, port = address.rpartition(":")
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout_s).close()
+    except (OSError, ValueError) as error:
+        return f"{error}; check cluster.backend.address"
+    patience = {"RAY_py_gcs_connect_timeout_s": str(ceil(timeout_s))}
     argv = [sys.executable, "-P", "-c", _ASK, address, str(timeout_s)]
     try:
-        done = subprocess.run(argv, env=dict(env), capture_output=True, timeout=timeout_s + _START_S)
+        done = subprocess.run(argv, env=dict(env) | patience, capture_output=True, timeout=timeout_s + _START_S)
         code, said = done.returncode, done.stderr
     except subprocess.TimeoutExpired as error:
         code, said = 1, error.stderr or b""
     if code == _ANSWERED:
         return None
     text = said.decode(errors="replace")
-    if "Unauthenticated" in text or "AuthenticationError" in text:
+    if "authenticat" in text.lower():
         return "it wants a token, and there is none or another one; give cluster.backend.token_file"
     last = (text.strip().splitlines() or ["no answer"])[-1]
     return f"{last[:300]}; check cluster.backend.address"
