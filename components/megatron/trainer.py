@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -11,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 
 from components.megatron.platform import load_platform
 from components.megatron.sending import Sender
-from slime_launch.errors import ComponentError, LogprobGapError
+from slime_launch.errors import ComponentError, LaunchError
 from slime_launch.interfaces import Findings, Needs, Provides, Restored
 from slime_launch.manifest import Manifest
 from slime_launch.types import Metrics, Sample
 
 if TYPE_CHECKING:
-    from components.megatron.batches import Batcher, MicroBatch
+    from components.megatron.batches import Batcher
     from components.megatron.checkpoint import Checkpoint
     from components.megatron.dist_checkpoint import Writing
     from components.megatron.optim import Optimizer
-    from components.megatron.step import Report, Stepper
+    from components.megatron.step import Stepper
     from components.megatron.weights import WeightMap
     from slime_launch.interfaces import Algorithm
 
@@ -136,29 +134,15 @@ class MegatronTrainer:
         Raises LogprobGapError before any update when trainer and engine disagree, ComponentError for a loss or gradient
         that is not finite or for samples that do not fit together.
         """
-        import torch
+        from components.megatron.training import train
 
-        began = time.perf_counter()
         self._set_threads()
         parts = self._ready()
-        rewards_N = torch.tensor([sample.reward for sample in samples], dtype=torch.float32)
-        groups_N = torch.tensor([sample.group for sample in samples])
-        advantages_N = parts.algorithm.advantages(rewards_N, groups_N)
-        batches = self._cut(samples, advantages_N)
-        first = self._old_logprobs(step, batches) if self.num_minibatches > 1 else None
-        reports, norms, rate = [], [], 0.0
-        for some in batches:
-            report, norm, rate = self._update(step, some, checked=first is not None)
-            reports.append(report)
-            norms.append(norm)
-        gap = first or reports[0]
-        return self._metrics(reports) | {
-            "train/grad_norm": sum(norms) / len(norms),
-            "train/lr-pg_0": rate,
-            "train/train_rollout_logprob_abs_diff": gap.mean("gap"),
-            "train/train_rollout_logprob_abs_diff/max": gap.gap_max,
-            "perf/train_time": time.perf_counter() - began,
-        }
+        try:
+            return train(parts, step, samples, self.num_minibatches, self.max_logprob_gap)
+        except LaunchError as error:
+            self._failure = str(error)
+            raise
 
     def sync(self, version: int) -> Metrics:
         """Send the decoder's weights to every sink in buckets; the towers are frozen, the engines have them already."""
@@ -244,57 +228,3 @@ class MegatronTrainer:
         import torch
 
         torch.set_num_threads(self.threads)
-
-    def _cut(self, samples: Sequence[Sample], advantages_N: Any) -> list[list[MicroBatch]]:
-        from megatron.core import parallel_state as ps
-
-        from components.megatron.batches import minibatches
-
-        part, parts = ps.get_data_parallel_rank(), ps.get_data_parallel_world_size()
-        return [
-            self._ready().batcher.cut([samples[i] for i in some], advantages_N[list(some)], part, parts)
-            for some in minibatches(len(samples), self.num_minibatches)
-        ]
-
-    def _old_logprobs(self, step: int, batches: Sequence[Sequence[MicroBatch]]) -> Report:
-        report = self._ready().stepper.logprobs([batch for some in batches for batch in some])
-        report.reduce()
-        self._check_gap(step, report)
-        return report
-
-    def _update(self, step: int, batches: Sequence[MicroBatch], checked: bool) -> tuple[Report, float, float]:
-        parts = self._ready()
-        parts.optimizer.zero_grad()
-        report = parts.stepper.gradients(batches)
-        report.reduce()
-        if not checked:
-            self._check_gap(step, report)
-        if not math.isfinite(report.mean("loss")):
-            raise self._fail(
-                ComponentError(f"step {step}: the loss is {report.mean('loss')}; the weights are untouched")
-            )
-        norm, rate = parts.optimizer.update()
-        return report, norm, rate
-
-    def _check_gap(self, step: int, report: Report) -> None:
-        if not report.sums.get("tokens"):
-            raise self._fail(
-                ComponentError(f"step {step}: no token of the batch counts (loss_mask is zero everywhere)")
-            )
-        gap = report.mean("gap")
-        if not gap <= self.max_logprob_gap:
-            raise self._fail(
-                LogprobGapError(
-                    f"step {step}: trainer and engine logprobs differ by {gap:.6g} on average (at most "
-                    f"{report.gap_max:.6g}), the bound is trainer.max_logprob_gap={self.max_logprob_gap:g}; the "
-                    "weights are untouched"
-                )
-            )
-
-    def _fail(self, error: Exception) -> Exception:
-        self._failure = str(error)
-        return error
-
-    def _metrics(self, reports: Sequence[Report]) -> Metrics:
-        names = {name for report in reports for name in report.sums} - {"gap", "tokens"}
-        return {f"train/{name}": sum(report.mean(name) for report in reports) / len(reports) for name in sorted(names)}

@@ -1,0 +1,80 @@
+"""One rollout's samples -> optimizer steps. Imports Megatron."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from itertools import chain
+from typing import TYPE_CHECKING
+
+import torch
+from megatron.core import parallel_state
+
+from components.megatron.batches import MicroBatch, minibatches
+from components.megatron.step import GAP, LOSS, TOKENS, Report
+from slime_launch.errors import ComponentError, LogprobGapError
+from slime_launch.types import Metrics, Sample
+
+if TYPE_CHECKING:
+    from components.megatron.trainer import Parts
+
+
+def train(parts: Parts, step: int, samples: Sequence[Sample], num_minibatches: int, max_logprob_gap: float) -> Metrics:
+    """Collective. ``num_minibatches`` optimizer steps; see ``components.megatron.trainer.MegatronTrainer.train``."""
+    began = time.perf_counter()
+    batches = _cut(parts, samples, num_minibatches)
+    first = None
+    if num_minibatches > 1:
+        first = parts.stepper.logprobs(list(chain.from_iterable(batches)))
+        first.reduce()
+        _check(step, first, max_logprob_gap)
+    reports, norms, rate = [], [], 0.0
+    for some in batches:
+        parts.optimizer.zero_grad()
+        report = parts.stepper.gradients(some)
+        report.reduce()
+        if first is None:
+            _check(step, report, max_logprob_gap)
+        if not math.isfinite(report.mean(LOSS)):
+            raise ComponentError(f"step {step}: the loss is {report.mean(LOSS)}; this update was not made")
+        norm, rate = parts.optimizer.update()
+        reports.append(report)
+        norms.append(norm)
+    gap = first or reports[0]
+    return _means(reports) | {
+        "train/grad_norm": sum(norms) / len(norms),
+        "train/lr-pg_0": rate,
+        "train/train_rollout_logprob_abs_diff": gap.mean(GAP),
+        "train/train_rollout_logprob_abs_diff/max": gap.gap_max,
+        "perf/train_time": time.perf_counter() - began,
+    }
+
+
+def _cut(parts: Parts, samples: Sequence[Sample], num_minibatches: int) -> list[list[MicroBatch]]:
+    """This data-parallel rank's micro-batches of each optimizer step."""
+    rewards_N = torch.tensor([sample.reward for sample in samples], dtype=torch.float32)
+    groups_N = torch.tensor([sample.group for sample in samples])
+    advantages_N = parts.algorithm.advantages(rewards_N, groups_N)
+    part, count = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
+    return [
+        parts.batcher.cut([samples[i] for i in some], advantages_N[list(some)], part, count)
+        for some in minibatches(len(samples), num_minibatches)
+    ]
+
+
+def _check(step: int, report: Report, max_logprob_gap: float) -> None:
+    """Raises unless tokens count and trainer and engine agree on them; to be called before the first update."""
+    if not report.sums.get(TOKENS):
+        raise ComponentError(f"step {step}: no token of the batch counts (loss_mask is zero everywhere)")
+    gap = report.mean(GAP)
+    if not gap <= max_logprob_gap:
+        raise LogprobGapError(
+            f"step {step}: trainer and engine logprobs differ by {gap:.6g} on average (at most {report.gap_max:.6g}), "
+            f"the bound is trainer.max_logprob_gap={max_logprob_gap:g}; the weights are untouched"
+        )
+
+
+def _means(reports: Sequence[Report]) -> Metrics:
+    names = {name for report in reports for name in report.sums} - {GAP, TOKENS}
+    return {f"train/{name}": sum(report.mean(name) for report in reports) / len(reports) for name in sorted(names)}
