@@ -13,7 +13,7 @@ from rich.console import Console
 
 from slime_launch.cluster.environment import actor_environment, loopback_environment, token_environment
 from slime_launch.cluster.seats import Seats, reserve
-from slime_launch.cluster.session import ray_session
+from slime_launch.cluster.session import ray_session, read_auth_anew
 from slime_launch.launch import Fleet
 from slime_launch.plan import LaunchPlan
 from slime_launch.progress import Progress
@@ -34,6 +34,7 @@ def logical_nodes(gpus: Sequence[int], folder: Path, cpus: int = 64) -> Iterator
     with mock.patch.dict(os.environ, env):
         from ray.cluster_utils import Cluster
 
+        read_auth_anew()  # other tests of this process had other tokens
         cluster = Cluster()
         try:
             for count in gpus:
