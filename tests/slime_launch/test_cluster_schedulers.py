@@ -49,7 +49,8 @@ def shown(job: Submission) -> str:
 
 
 def command_of(script: str) -> list[str]:
-    [line] = [line for line in script.splitlines() if line.startswith("slime-launch ")]
+    # "\n" alone: other characters end a line for str.splitlines, not for bash
+    [line] = [line for line in script.split("\n") if line.startswith("slime-launch ")]
     return shlex.split(line.removesuffix("&"))
 
 
