@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from slime_launch.errors import ComponentError, LaunchError
-from slime_launch.interfaces import Component
+from slime_launch.interfaces import Component, Renewable
 from slime_launch.network import interface_of
 from slime_launch.targets import instantiate
 
@@ -51,6 +51,11 @@ class Host:
     def start(self, needs: Mapping[str, Sequence[Any]]) -> dict[str, Any]:
         """Start the component."""
         return dict(self._guarded(self._component.start, needs))
+
+    def renew(self) -> None:
+        """Ready a component that another run left running, where it has to be."""
+        if isinstance(self._component, Renewable):
+            self._guarded(self._component.renew)
 
     def failure(self) -> str | None:
         """What broke, None while healthy."""

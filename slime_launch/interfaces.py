@@ -35,6 +35,14 @@ class Component(Protocol):
 
 
 @runtime_checkable
+class Renewable(Protocol):
+    """A component that goes on serving when another run takes it over."""
+
+    def renew(self) -> Provides:
+        """Let nothing of the run before be left in it: no request, no cache. Returns what ``start`` returned."""
+
+
+@runtime_checkable
 class WeightSink(Protocol):
     """One engine as a target of weight sync. Picklable until ``connect``; trainer rank 0 calls it."""
 

@@ -49,12 +49,15 @@ class Fleet:
     def start(self, kept: Mapping[str, Member] | None = None) -> None:
         """Start every phase; actors of one phase start side by side.
 
-        kept: running servers of the fleet before, from its ``hand_over``, which are neither created nor started.
+        kept: running servers of the fleet before, from its ``hand_over``, which are neither created nor started, only
+            told that another run begins.
         Raises ComponentError when one fails, DeadlineError when one is late.
         """
         for name, member in (kept or {}).items():
             self._handles[name], self._provided[name] = member.handle, member.provided
             self._watched.append(name)
+        renewed = [self._handles[name].renew.remote() for name in kept or {}]
+        self.wait(renewed, "readying kept servers", self._start_timeout_s)
         for phase in self.plan.phases():
             self._start_phase([actor for actor in phase if actor.name not in self._handles])
 
