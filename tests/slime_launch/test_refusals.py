@@ -224,6 +224,10 @@ def checkpoint(tmp_path: Path) -> Path:
         "num_attention_heads": 4,
         "num_key_value_heads": 2,
         "num_hidden_layers": 2,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "vocab_size": 112,
+        "max_position_embeddings": 512,
     }
     (folder / "config.json").write_text(json.dumps(config))
     (folder / "model.safetensors").write_bytes((2).to_bytes(8, "little") + b"{}")
