@@ -2,11 +2,15 @@
 
 from pathlib import Path
 
+import hypothesis
 import pytest
 
 from slime_launch.paths import bind_components
 
 bind_components()
+# the machine may be busy: how long one example takes says nothing
+hypothesis.settings.register_profile("busy", deadline=None)
+hypothesis.settings.load_profile("busy")
 
 
 @pytest.fixture(scope="session")

@@ -34,6 +34,24 @@ def spec_fits_the_family(f: Facts) -> Iterator[Problem]:
         yield Problem("model.spec._target_", target, reason, f"choose model={f.family}")
 
 
+def engine_serves_the_same_model(f: Facts) -> Iterator[Problem]:
+    """Nothing in config.json is honoured by the trainer and ignored, or not survived, by the installed SGLang."""
+    rope = f.text.get("rope_parameters") or f.text.get("rope_scaling") or {}
+    heads, hidden = f.text.get("num_attention_heads"), f.text.get("hidden_size")
+    odd_head = heads and hidden and f.text.get("head_dim", hidden // heads) != hidden // heads
+    architectures = f.hf.get("architectures", ())
+    found = {
+        "mlp_bias": "LlamaForCausalLM" in architectures and f.text.get("mlp_bias"),
+        "rope_parameters.attention_factor": isinstance(rope, dict) and rope.get("attention_factor"),
+        "head_dim": "Qwen2ForCausalLM" in architectures and odd_head,
+    }
+    for key, value in found.items():
+        if value:
+            reason = f"config.json sets {key}, which SGLang 0.5.23 does not serve: trainer and engine would differ"
+            given = f.config.model.hf_config or f.config.model.hf_checkpoint or f.family
+            yield Problem("model.hf_checkpoint", given, reason, "use a checkpoint without it")
+
+
 def checkpoints_are_whole(f: Facts) -> Iterator[Problem]:
     """A user's checkpoint folders have weights and a tokenizer, and nothing that would run code when loaded."""
     given = {"model.hf_checkpoint": f.config.model.hf_checkpoint}
@@ -93,6 +111,6 @@ def pipeline_divides(f: Facts) -> Iterator[Problem]:
 
 
 RULES: tuple[Rule, ...] = (
-    family_is_known, spec_fits_the_family, checkpoints_are_whole, freeze_patterns_compile, tensor_parallel_divides,
-    pipeline_divides,
+    family_is_known, spec_fits_the_family, engine_serves_the_same_model, checkpoints_are_whole, freeze_patterns_compile,
+    tensor_parallel_divides, pipeline_divides,
 )  # fmt: skip

@@ -278,3 +278,25 @@ def test_a_broken_checkpoint_is_refused(
     else:
         (checkpoint / name).write_bytes(content)
     assert reason in checkpoint_errors(checkpoint, tmp_path, monkeypatch, capsys)
+
+
+@pytest.mark.parametrize(
+    ("shape", "key"),
+    [
+        ({"architectures": ["LlamaForCausalLM"], "mlp_bias": True}, "mlp_bias"),
+        ({"architectures": ["Qwen2ForCausalLM"], "head_dim": 24}, "head_dim"),
+        (
+            {"architectures": ["Qwen3ForCausalLM"], "rope_parameters": {"rope_type": "yarn", "attention_factor": 0.9}},
+            "rope_parameters.attention_factor",
+        ),
+    ],
+)
+def test_what_the_engine_ignores_is_refused(
+    shape: dict[str, object], key: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    config = tmp_path / "config.json"
+    sizes = {"hidden_size": 64, "intermediate_size": 128, "vocab_size": 112, "max_position_embeddings": 512}
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "num_hidden_layers": 2}
+    config.write_text(json.dumps({**sizes, **heads, **shape}))
+    assert command([QWEN, "model=auto", f"model.hf_config={config}", "mode=plan", f"hydra.run.dir={tmp_path}/run"]) == 2
+    assert f"config.json sets {key}, which SGLang 0.5.23 does not serve" in capsys.readouterr().err
