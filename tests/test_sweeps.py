@@ -39,6 +39,7 @@ class Watched:
     run: Run
     code: int
     sweep_dir: Path
+    console: str = ""
     heads: set[int] = field(default_factory=set)
     engines: dict[str, set[int]] = field(default_factory=dict)
 
@@ -59,7 +60,7 @@ def sweep(common: list[str], cwd: Path, *more: str, timeout: float = 400) -> Wat
             assert time.monotonic() < deadline, run.console()
             look(watched)
             time.sleep(0.3)
-        watched.code = run.wait(1)
+        watched.code, watched.console = run.wait(1), run.console()
         return watched
     finally:
         run.end()
@@ -90,7 +91,7 @@ def twice(common: list[str], tmp_path_factory: pytest.TempPathFactory) -> Iterat
     """A sweep over two learning rates, and the same command again."""
     home = tmp_path_factory.mktemp("sweep")
     first = sweep(common, home)
-    assert first.code == 0, first.run.console()
+    assert first.code == 0, first.console
     second = sweep(common, home)
     yield first, second
 
@@ -102,7 +103,7 @@ def test_both_jobs_complete_and_are_in_the_table(twice: tuple[Watched, Watched])
     assert [int(row["steps"]) for row in rows] == [STEPS] * 2
     scores = [float(row["eval_after"]) for row in rows]
     assert scores == sorted(scores, reverse=True)
-    assert "sweep of 2 jobs" in twice[0].run.console()
+    assert "sweep of 2 jobs" in twice[0].console
 
 
 def test_one_head_and_one_engine_serve_both(twice: tuple[Watched, Watched]) -> None:
@@ -110,7 +111,7 @@ def test_one_head_and_one_engine_serve_both(twice: tuple[Watched, Watched]) -> N
     assert len(first.heads) == 1
     assert len(first.engines) == 2
     assert len(set.union(*first.engines.values())) == 1
-    assert "kept from the job before" in first.run.console()
+    assert "kept from the job before" in first.console
     assert (first.job(RATES[1]) / "logs" / "engine-0.log").resolve() == first.job(RATES[0]) / "logs" / "engine-0.log"
 
 
@@ -121,8 +122,8 @@ def test_nothing_is_left(twice: tuple[Watched, Watched]) -> None:
 def test_the_same_sweep_again_starts_nothing(twice: tuple[Watched, Watched]) -> None:
     first, second = twice
     assert second.code == 0
-    assert second.run.console().count("done already, skipped") == 2
-    assert "starting" not in second.run.console()
+    assert second.console.count("done already, skipped") == 2
+    assert "starting" not in second.console
     assert second.heads == set()
     assert second.rows() == first.rows()
 
