@@ -40,8 +40,12 @@ def engine_serves_the_same_model(f: Facts) -> Iterator[Problem]:
     heads, hidden = f.text.get("num_attention_heads"), f.text.get("hidden_size")
     odd_head = heads and hidden and f.text.get("head_dim", hidden // heads) != hidden // heads
     architectures = f.hf.get("architectures", ())
+    moe = "Qwen3MoeForCausalLM" in architectures
     found = {
         "mlp_bias": "LlamaForCausalLM" in architectures and f.text.get("mlp_bias"),
+        "mlp_only_layers": moe and f.text.get("mlp_only_layers"),
+        "decoder_sparse_step": moe and f.text.get("decoder_sparse_step", 1) != 1,
+        "tie_word_embeddings": moe and f.text.get("tie_word_embeddings"),
         "rope_parameters.attention_factor": isinstance(rope, dict) and rope.get("attention_factor"),
         "head_dim": "Qwen2ForCausalLM" in architectures and odd_head,
     }

@@ -285,6 +285,7 @@ def test_a_broken_checkpoint_is_refused(
     [
         ({"architectures": ["LlamaForCausalLM"], "mlp_bias": True}, "mlp_bias"),
         ({"architectures": ["Qwen2ForCausalLM"], "head_dim": 24}, "head_dim"),
+        ({"architectures": ["Qwen3MoeForCausalLM"], "mlp_only_layers": [0]}, "mlp_only_layers"),
         (
             {"architectures": ["Qwen3ForCausalLM"], "rope_parameters": {"rope_type": "yarn", "attention_factor": 0.9}},
             "rope_parameters.attention_factor",
