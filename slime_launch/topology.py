@@ -118,7 +118,7 @@ def layered(values: Layered, device: str, kind: str) -> dict[str, Any]:
 def server_args(config: Config, device: str, group: EngineGroup) -> dict[str, Any]:
     """SGLang ServerArgs of a group's engines, but for addresses and ports."""
     args = layered(config.rollout.server_args, device, group.worker_type) | KIND_ARGS.get(group.worker_type, {})
-    args |= {"tp_size": group.tp, "pp_size": group.pp, "dp_size": group.dp, "random_seed": config.seed}
+    args |= {"tp_size": group.tp, "pp_size": group.pp, "dp_size": group.dp}
     encoded = any(other.worker_type == "encoder" for other in groups_of(config, group.model).values())
     if encoded and group.worker_type in TAKES_ENCODERS:
         args["language_only"] = True

@@ -25,7 +25,6 @@ RESERVED_ARGS = {
     "model_path": "set path of the group or of its model in rollout.topology.models",
     "tp_size": "set tp of the group", "pp_size": "set pp of the group", "dp_size": "set dp of the group",
     "encoder_only": "set worker_type of the group", "disaggregation_mode": "set worker_type of the group",
-    "random_seed": "set seed",
 }  # fmt: skip
 RESERVED_ENV = ("LD_", "PYTHON", "SLIME_LAUNCH_", "SGLANG_HOST_IP", "GLOO_", "CUDA_VISIBLE_DEVICES")
 
