@@ -55,22 +55,22 @@ class Split:
         return [encoder.encoder_requests() for encoder in self.encoders]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return tmp_path_factory.mktemp("sglang")
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def qwen(folder: Path) -> Path:
     return _checkpoint(folder / "qwen", tiny_qwen, 1)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def glm(folder: Path) -> Path:
     return _checkpoint(folder / "glm", tiny_glm, 1)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def fleet(folder: Path, qwen: Path, glm: Path) -> Iterator[tuple[Engine, Split]]:
     engine, front = make_server("regular", qwen, folder, name="text"), make_server("router", qwen, folder, name="front")
     encoders = [make_server("encoder", glm, folder, name=f"encoder-{index}", model="omni") for index in range(2)]
@@ -85,19 +85,19 @@ def fleet(folder: Path, qwen: Path, glm: Path) -> Iterator[tuple[Engine, Split]]
         yield text.result(), Split(encoders, worker, router, urls[0], given["engine_url"], url, sink, glm)
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def replicas(folder: Path, qwen: Path) -> Iterator[Engine]:
     server = make_server("regular", qwen, folder, name="replicas", dp_size=2)
     with stopped(server):
         yield engine_of(server, server.start({}))
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def text(fleet: tuple[Engine, Split]) -> Engine:
     return fleet[0]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="package")
 def split(fleet: tuple[Engine, Split]) -> Split:
     return fleet[1]
 
