@@ -3,6 +3,8 @@
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from slime_launch.cluster.backend import request
 from slime_launch.cluster.local import LocalCluster
 from slime_launch.machine import free_ports
@@ -13,7 +15,8 @@ from tests.slime_launch.stubs import stubbed
 G = "rollout.topology.groups"
 
 
-def test_one_machine_with_sixteen_gpus(tmp_path: Path) -> None:
+def test_one_machine_with_sixteen_gpus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
     plan = stubbed(plan_for(
         "+experiment=qwen3_grpo", "rollout.topology.colocated=false", "cluster.gpus_per_node=16",
         f"{G}.engine.num_engines=8", "trainer.parallel.dp=8",

@@ -42,7 +42,7 @@ def test_no_samples():
         ({"exact": {**EXACT, "weight": 1, "patern": "x"}}, "parts.exact: .*patern"),
         ({"exact": {"weight": 1}}, "parts.exact: .*_target_"),
         (
-            {"exact": {"_target_": "components.data.order.Shuffled", "weight": 1, "items": [], "seed": 0}},
+            {"exact": {"_target_": "components.data.order.Shuffled", "weight": 1, "items": ["a"], "seed": 0}},
             "no async score",
         ),
     ],
