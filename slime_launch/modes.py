@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -21,7 +20,7 @@ from slime_launch.model_files import read_hf_config
 from slime_launch.plan import LaunchPlan, read_plan
 from slime_launch.resolve import resolve
 from slime_launch.resume import choose
-from slime_launch.targets import ALLOW_ENV, instantiate
+from slime_launch.targets import grant, instantiate
 
 if TYPE_CHECKING:
     from slime_launch.fleets import Kept
@@ -87,6 +86,7 @@ def check(job: Job) -> int:
     from slime_launch.preflight import look_deeper
     from slime_launch.views import print_plan
 
+    grant(job.composed.config.allow_targets)
     plan = _checked_plan(job)
     plan.write(job.run_dir / "plan.json")
     print_plan(plan, job.console)
@@ -104,10 +104,8 @@ def _checked_plan(job: Job) -> LaunchPlan:
     """The plan, once what its config names could be imported and fits its place."""
     from slime_launch.preflight import target_problems
 
-    config = job.composed.config
-    os.environ[ALLOW_ENV] = ",".join(config.allow_targets)
     plan = make_plan(job)
-    if found := target_problems(config, plan):
+    if found := target_problems(job.composed.config, plan):
         raise ConfigError(found)
     return plan
 
@@ -115,7 +113,7 @@ def _checked_plan(job: Job) -> LaunchPlan:
 def run(job: Job) -> int:
     """mode=run: start the plan and drive it to its end, from the step that ``resume`` gives."""
     config = job.composed.config
-    os.environ[ALLOW_ENV] = ",".join(config.allow_targets)
+    grant(config.allow_targets)
     backend = instantiate(config.cluster.backend)
     if isinstance(backend, Scheduler):
         return backend.submit_job(submission(_checked_plan(job), job.run_dir, job.console))

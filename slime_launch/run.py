@@ -23,7 +23,7 @@ from slime_launch.plan import LaunchPlan
 from slime_launch.progress import Progress
 from slime_launch.records import Records, point_latest, write_json
 from slime_launch.resume import Start, carry_rows
-from slime_launch.targets import ALLOW_ENV, instantiate
+from slime_launch.targets import instantiate
 from slime_launch.views import print_plan
 
 
@@ -36,7 +36,6 @@ def execute(
     Returns the exit code: 0 done, 1 failed, 130 or 143 stopped by a signal.
     """
     began = time.monotonic()
-    os.environ[ALLOW_ENV] = ",".join(composed.config.allow_targets)
     (run_dir / "logs").mkdir(parents=True, exist_ok=True)
     (run_dir / "config.yaml").write_text(yaml.safe_dump(composed.plain, sort_keys=False))
     plan.write(run_dir / "plan.json")

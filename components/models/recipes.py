@@ -33,6 +33,26 @@ CHATML = """\
 ROLES = ("system", "user", "assistant")
 """Role names are words of the text in these templates; one token each."""
 
+GLM_SPECIAL = (
+    "<|endoftext|>",
+    "[MASK]",
+    "[gMASK]",
+    "[sMASK]",
+    "<sop>",
+    "<eop>",
+    "<|system|>",
+    "<|user|>",
+    "<|assistant|>",
+    "<|observation|>",
+    "<|begin_of_image|>",
+    "<|end_of_image|>",
+    "<|begin_of_video|>",
+    "<|end_of_video|>",
+    "<|image|>",
+    "<|video|>",
+)
+"""Special tokens of GLM-4 and GLM-4V, by id; those of media come last."""
+
 
 def write_checkpoint(
     folder: Path, seed: int, config_file: Path, processor: Processor, eos: Sequence[str], media: Sequence[str] = ()

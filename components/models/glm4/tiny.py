@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from components.models import recipes
+from components.models.recipes import GLM_SPECIAL as SPECIAL
 from components.models.tiny import build_tokenizer
 
 if TYPE_CHECKING:
@@ -13,24 +14,6 @@ if TYPE_CHECKING:
 
 CONFIG = Path(__file__).parent / "configs" / "tiny.json"
 
-SPECIAL = (
-    "<|endoftext|>",
-    "[MASK]",
-    "[gMASK]",
-    "[sMASK]",
-    "<sop>",
-    "<eop>",
-    "<|system|>",
-    "<|user|>",
-    "<|assistant|>",
-    "<|observation|>",
-    "<|begin_of_image|>",
-    "<|end_of_image|>",
-    "<|begin_of_video|>",
-    "<|end_of_video|>",
-    "<|image|>",
-    "<|video|>",
-)
 CHAT_TEMPLATE = """\
 [gMASK]<sop>
 {%- for message in messages -%}

@@ -5,7 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from components.models import recipes
-from components.models.glm4.tiny import CHAT_TEMPLATE, EOS, SPECIAL
+from components.models.glm4.tiny import CHAT_TEMPLATE, EOS
+from components.models.recipes import GLM_SPECIAL as SPECIAL
 from components.models.tiny import build_tokenizer
 
 CONFIG = Path(__file__).parent / "configs" / "tiny.json"
