@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from slime_launch.errors import Problem
 from slime_launch.manifest import Manifest
-from slime_launch.types import Metrics, Prompt, Sample
+from slime_launch.types import Endpoint, Metrics, Prompt, Sample
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -101,13 +101,13 @@ class Rollout(Component, Protocol):
     """The actor that draws prompts, generates and scores."""
 
     def generate(self, step: int) -> tuple[list[Sample], Metrics]:
-        """num_prompts x group_size scored samples, ``rollout/*`` and ``perf/*`` metrics."""
+        """num_prompts scored groups, ``rollout/*`` and ``perf/*`` metrics."""
 
     def evaluate(self, step: int) -> Metrics:
         """``eval/<set>`` and ``eval/<set>/greedy`` for each held-out set."""
 
     def state_dict(self) -> dict[str, Any]:
-        """The data source's position after the last ``generate``."""
+        """Plain JSON values: the data source's position after the last ``generate``, and the samples kept for later."""
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
@@ -134,11 +134,78 @@ class DataSource(Protocol):
 
 
 @runtime_checkable
+class Engine(Protocol):
+    """What a generate function sees of the engines: one conversation with one of them."""
+
+    sampling: Mapping[str, Any]
+
+    async def generate(self, sample: Sample, **sampling: Any) -> Sample:
+        """Let the sample go on: one request with its prompt, images and tokens so far; appends what was sampled.
+
+        sampling: SGLang sampling parameters over ``self.sampling``. ``max_new_tokens`` is the whole response's budget:
+        what is there already counts, the tokens of tools too; a spent one makes the sample TRUNCATED without a request.
+        """
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of text, no special tokens added."""
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of ids, special tokens left out."""
+
+    def continuation(self, sample: Sample, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+        """Ids that put chat messages (say, role tool) behind the sample's tokens so far, as the chat template does,
+        the next assistant turn opened."""
+
+
+@runtime_checkable
+class Generate(Protocol):
+    """How one rollout comes about: single turn, with tools, as a user's own."""
+
+    async def __call__(self, sample: Sample, engine: Engine) -> Sample | list[Sample]:
+        """Bring a PENDING or ABORTED sample to an end.
+
+        Several samples that it returns are parts of one rollout; the launcher numbers them (``Sample.part``).
+        """
+
+
+@runtime_checkable
+class Filter(Protocol):
+    """Decides which scored groups are trained on."""
+
+    def __call__(self, group: Sequence[Sample]) -> str | None:
+        """None keeps the group; else a short reason, counted as ``rollout/dynamic_filter/drop_<reason>``."""
+
+
+@runtime_checkable
 class Reward(Protocol):
     """Scores finished samples."""
 
     async def score(self, samples: Sequence[Sample]) -> list[float]:
-        """One score a sample, in order."""
+        """One score a sample, in order. The samples are whole groups, so that a reward may compare the members."""
+
+
+@runtime_checkable
+class Connects(Protocol):
+    """A reward that asks the topology's models."""
+
+    def connect(self, endpoints: Mapping[str, Endpoint]) -> None:
+        """Called once before the first score; routers by served model."""
+
+
+@runtime_checkable
+class Stepped(Protocol):
+    """A reward that changes over the run, e.g. by a schedule of weights."""
+
+    def begin_step(self, step: int) -> None:
+        """Called before a step's first score; evaluation asks with the step it follows."""
+
+
+@runtime_checkable
+class Closes(Protocol):
+    """A component that holds processes or connections."""
+
+    async def close(self) -> None:
+        """Give them back; called once, in the loop that scored."""
 
 
 @runtime_checkable

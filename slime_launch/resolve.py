@@ -9,10 +9,10 @@ from typing import Any
 from slime_launch.estimate import estimates
 from slime_launch.machine import Machine
 from slime_launch.model_files import checkpoint_folder, family_of, makes_checkpoint, media_tokens
-from slime_launch.placement import num_engines, place, world_size
+from slime_launch.placement import place, world_size
 from slime_launch.plan import Actor, ClusterPlan, LaunchPlan, Placeholder, Resources, assign_phases, draw_edges
-from slime_launch.schema import Config
-from slime_launch.topology import GENERATES, Ports, Site, component, engines, groups_of, placeholders, routers
+from slime_launch.schema import ACTOR, Config
+from slime_launch.topology import ROUTER_NEEDS, Ports, Site, component, engines, placeholders, routers
 
 
 def gpus_per_node(config: Config, machine: Machine) -> int:
@@ -106,19 +106,22 @@ def _trainers(site: Site, family: str) -> Iterator[Actor]:
 
 def _rollout(site: Site) -> Actor:
     config, rollout = site.config, site.config.rollout
-    serving = sum(num_engines(group) for group in groups_of(config, "actor").values() if group.worker_type in GENERATES)
     target, own = component(rollout.worker)
     args = {
         "hf_checkpoint": site.checkpoint, "data": config.data, "score": config.reward.score,
         "reward": config.reward.mix | {"parts": config.reward.parts},
         "num_prompts": rollout.num_prompts, "group_size": rollout.group_size, "eval_samples": rollout.eval_samples,
-        "sampling": {
+        "sampling": rollout.sampling | {
             "temperature": rollout.temperature, "top_p": rollout.top_p, "max_new_tokens": rollout.max_new_tokens,
         },
-        "max_concurrency": rollout.max_concurrency * max(1, serving), "request_timeout_s": rollout.request_timeout_s,
+        "generate": rollout.generate, "routing": rollout.routing, "oversample": rollout.oversample,
+        "filters": rollout.filters, "partial": asdict(rollout.partial), "pass_at": rollout.pass_at,
+        "eval_sets": {name: asdict(settings) for name, settings in rollout.eval_sets.items()},
+        "max_concurrency": rollout.max_concurrency, "request_timeout_s": rollout.request_timeout_s,
         "seed": config.seed,
     }  # fmt: skip
     return Actor(
         name="rollout", kind="rollout", group="rollout", component=target, resources=Resources(cpu=1),
-        needs=("hf_checkpoint", "router_url"), provides=(), args=own | args,
+        needs=("hf_checkpoint", "router_url", *(f"{ACTOR}/{name}" for name in ROUTER_NEEDS)), provides=(),
+        args=own | args,
     )  # fmt: skip

@@ -243,9 +243,5 @@ def _as_sample(index: int, prompt: Prompt, response: str) -> Sample:
         prompt_text="",
         prompt_ids=[],
         response=response,
-        response_ids=[],
-        logprobs=[],
-        loss_mask=[],
         status=Status.COMPLETED,
-        weight_version=0,
     )

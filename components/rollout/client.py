@@ -3,26 +3,12 @@
 from __future__ import annotations
 
 import asyncio
-from dataclasses import dataclass
 from typing import Any
 
 import aiohttp
 
-from components.rollout.prompts import Rendered
 from slime_launch.errors import ComponentError
-from slime_launch.types import Endpoint, Status
-
-_STATUS = {"stop": Status.COMPLETED, "length": Status.TRUNCATED, "abort": Status.ABORTED}
-
-
-@dataclass(frozen=True)
-class Generation:
-    """What an engine answered; ids and logprobs (natural log) have the same length."""
-
-    ids: list[int]
-    logprobs: list[float]
-    status: Status
-    weight_version: int
+from slime_launch.types import Endpoint
 
 
 class Client:
@@ -42,16 +28,14 @@ class Client:
             trust_env=False,
         )
 
-    async def generate(self, prompt: Rendered, sampling: dict[str, Any]) -> Generation:
-        """One sample. ``sampling`` is SGLang's sampling_params."""
-        body: dict[str, Any] = {"sampling_params": sampling, "return_logprob": True}
-        # images go with text: the engine expands the placeholders itself, and the lengths are compared afterwards
-        if prompt.image_data:
-            body |= {"text": prompt.text, "image_data": prompt.image_data}
-        else:
-            body["input_ids"] = prompt.ids
+    def session(self) -> Session:
+        """One conversation."""
+        return Session(self)
+
+    async def generate(self, body: dict[str, Any]) -> dict[str, Any]:
+        """One request; the engine's answer as it came."""
         async with self._slots:
-            return _parse(await self._post(body), prompt)
+            return await self._post(body)
 
     async def _post(self, body: dict[str, Any]) -> dict[str, Any]:
         try:
@@ -71,20 +55,15 @@ class Client:
         await self._http.close()
 
 
-def _parse(answer: dict[str, Any], prompt: Rendered) -> Generation:
-    meta = answer["meta_info"]
-    counted = meta["prompt_tokens"]
-    if counted != len(prompt.ids):
-        raise ComponentError(
-            f"the engine counts {counted} prompt tokens and the trainer {len(prompt.ids)}: "
-            f"tokenizer or image processor differ; prompt {prompt.text!r}"
-        )
-    pairs = meta["output_token_logprobs"]
-    if len(pairs) != meta["completion_tokens"]:
-        raise ComponentError(f"the engine made {meta['completion_tokens']} tokens and sent {len(pairs)} logprobs")
-    return Generation(
-        ids=[int(pair[1]) for pair in pairs],
-        logprobs=[float(pair[0]) for pair in pairs],
-        status=_STATUS.get(meta["finish_reason"]["type"], Status.ABORTED),
-        weight_version=int(meta["weight_version"]),
-    )
+class Session:
+    """The requests of one sample: they all go to the engine that took the first."""
+
+    def __init__(self, client: Client) -> None:
+        self._client = client
+
+    async def generate(self, body: dict[str, Any]) -> dict[str, Any]:
+        """One request; the engine's answer as it came.
+
+        Raises ComponentError when there is none.
+        """
+        return await self._client.generate(body)

@@ -5,17 +5,19 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from typing import Any
 
-from components.rollout.client import Client, Generation
+from components.rollout.client import Client
+from components.rollout.engine import SampleEngine
 from components.rollout.metrics import score_of, summarise
 from components.rollout.prompts import Rendered, Renderer
 from components.rollout.seeds import sampling_seed
 from slime_launch.errors import ComponentError
-from slime_launch.interfaces import DataSource, Findings, Needs, Provides, Reward
+from slime_launch.interfaces import DataSource, Findings, Generate, Needs, Provides, Reward
 from slime_launch.schema import ACTOR
 from slime_launch.targets import instantiate
-from slime_launch.types import Metrics, Prompt, Sample, Status
+from slime_launch.types import Metrics, Prompt, Sample
 
 
 class RolloutWorker:
@@ -24,7 +26,7 @@ class RolloutWorker:
     data, reward: ``_target_`` nodes; the data source also gets ``seed``.
     score: the reward part that evaluation reports, null for the mixed reward.
     sampling: temperature, top_p, max_new_tokens.
-    max_concurrency: requests in flight, all engines together.
+    max_concurrency: requests in flight for each engine that generates.
     seed: of the run; with step, group and index it gives each sample a seed of its own, and evaluation the same ones
         at each step. Engines on CPU sample by it, so neither arrival order nor the engine that answers matters.
     """
@@ -40,10 +42,18 @@ class RolloutWorker:
         group_size: int,
         eval_samples: int,
         sampling: dict[str, Any],
+        generate: dict[str, Any],
+        routing: str,
+        oversample: float,
+        filters: dict[str, dict[str, Any]],
+        partial: dict[str, Any],
+        eval_sets: dict[str, dict[str, Any]],
+        pass_at: list[int],
         max_concurrency: int,
         request_timeout_s: float,
         seed: int,
     ) -> None:
+        self._generate_node = generate
         self._hf_checkpoint, self._data_node, self._reward_node = hf_checkpoint, data, reward
         self._score, self._seed = score, seed
         self._num_prompts, self._group_size, self._eval_samples = num_prompts, group_size, eval_samples
@@ -64,12 +74,16 @@ class RolloutWorker:
         self._renderer = Renderer(self._hf_checkpoint)
         self._data: DataSource = instantiate(self._data_node, seed=self._seed)
         self._reward: Reward = instantiate(self._reward_node)
+        self._generate: Generate = instantiate(self._generate_node)
         self._eval_sets = {
             name: [(prompt, self._renderer.render(prompt)) for prompt in prompts]
             for name, prompts in self._data.eval_sets().items()
         }
         endpoint = next(endpoint for endpoint in needs["router_url"] if endpoint.model == ACTOR)
-        self._client = self._runner.run(_connect(endpoint, self._max_concurrency, self._request_timeout_s))
+        engines = len(needs.get("engine_url", ())) + len(needs.get("decode_url", ()))
+        self._client = self._runner.run(
+            _connect(endpoint, self._max_concurrency * max(1, engines), self._request_timeout_s)
+        )
         return {}
 
     def generate(self, step: int) -> tuple[list[Sample], Metrics]:
@@ -144,24 +158,18 @@ class RolloutWorker:
                 for number, (prompt, rendered) in enumerate(prompts):
                     for index in range(count):
                         seed = sampling_seed(self._seed, *round_, number, index)
-                        request = client.generate(rendered, sampling | {"sampling_seed": seed})
-                        task = group.create_task(request)
-                        jobs.append((number, index, prompt, rendered, task))
+                        engine = SampleEngine(
+                            client.session(), self._renderer, rendered, sampling | {"sampling_seed": seed}
+                        )
+                        sample = Sample(
+                            group=number, index=index, prompt=prompt, prompt_text=rendered.text,
+                            prompt_ids=rendered.ids, media=rendered.media,
+                        )  # fmt: skip
+                        jobs.append(group.create_task(self._generate(sample, engine)))
         except ExceptionGroup as errors:
             raise errors.exceptions[0] from None  # the others fail for the same cause, or by being cancelled
-        return [
-            self._to_sample(number, index, prompt, rendered, task.result())
-            for number, index, prompt, rendered, task in jobs
-        ]
-
-    def _to_sample(self, group: int, index: int, prompt: Prompt, rendered: Rendered, made: Generation) -> Sample:
-        counts = int(made.status is not Status.ABORTED)
-        return Sample(
-            group=group, index=index, prompt=prompt, prompt_text=rendered.text, prompt_ids=rendered.ids,
-            media=rendered.media, response=self._renderer.decode(made.ids), response_ids=made.ids,
-            logprobs=made.logprobs, loss_mask=[counts] * len(made.ids), status=made.status,
-            weight_version=made.weight_version,
-        )  # fmt: skip
+        made = [job.result() for job in jobs]
+        return list(chain.from_iterable([one] if isinstance(one, Sample) else one for one in made))
 
     async def _reward_all(self, samples: list[Sample]) -> None:
         for sample, reward in zip(samples, await self._reward.score(samples), strict=True):

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Any, Literal
 
+from msgspec import Meta
+
 from slime_launch.schema.fields import Count, Fraction, Natural, Node, Positive, Seconds, about
 
 ACTOR = "actor"
@@ -72,6 +74,34 @@ class Layered:
 
 
 @dataclass(frozen=True, kw_only=True)
+class PartialConfig:
+    """What becomes of generations that a step does not wait for."""
+
+    keep: Annotated[bool, about("Keep aborted generations and go on with them in the next step.")] = False
+    mask_old: Annotated[bool, about("Do not train on the tokens that older weights sampled.")] = False
+    max_lag: Annotated[
+        Count, about("Oldest weights that a kept token may come from; older: generated anew.", "steps")
+    ] = 4
+
+
+@dataclass(frozen=True, kw_only=True)
+class EvalSet:
+    """One held-out set, where it differs from the run."""
+
+    data: Annotated[Node, about("Its own data source, all of whose sets are asked; null takes the run's.")] = field(
+        default_factory=dict
+    )
+    samples: Annotated[Count | None, about("Samples a prompt; null: rollout.eval_samples.")] = None
+    sampling: Annotated[dict[str, Any], about("SGLang sampling parameters over the rollout's.")] = field(
+        default_factory=dict
+    )
+    reward: Annotated[dict[str, Any], about("Its own reward group (mix, parts, score); null takes the run's.")] = field(
+        default_factory=dict
+    )
+    pass_at: Annotated[list[int], about("Report pass@k for these k.")] = field(default_factory=list)
+
+
+@dataclass(frozen=True, kw_only=True)
 class RolloutConfig:
     """How samples are generated, and by which servers."""
 
@@ -81,13 +111,34 @@ class RolloutConfig:
         default_factory=dict
     )
     topology: Annotated[TopologyConfig, about("The servers.")] = field(default_factory=TopologyConfig)
+    generate: Annotated[Node, about("How one rollout comes about: generate(sample, engine).")] = field(
+        default_factory=dict
+    )
+    routing: Annotated[
+        Literal["router", "direct"],
+        about("Who picks the engine of a request: the router, or the rollout itself by load, engine and rank."),
+    ] = "router"
     num_prompts: Annotated[Count, about("Prompts a step.")] = 16
     group_size: Annotated[Count, about("Samples a prompt.")] = 8
     temperature: Annotated[Positive, about("Sampling temperature, evaluation's too.")] = 1.0
     top_p: Annotated[Fraction, about("Nucleus sampling mass.")] = 1.0
-    max_new_tokens: Annotated[Count, about("Response budget.", "tokens")] = 16
+    max_new_tokens: Annotated[Count, about("Response budget, all turns together.", "tokens")] = 16
+    sampling: Annotated[dict[str, Any], about("More SGLang sampling parameters, e.g. top_k, stop.")] = field(
+        default_factory=dict
+    )
+    oversample: Annotated[
+        float, Meta(ge=1), about("Prompts begun for each one wanted; the first whole groups are taken.")
+    ] = 1.0
+    filters: Annotated[dict[str, Node], about("Functions that drop groups, by name.")] = field(default_factory=dict)
+    partial: Annotated[PartialConfig, about("Generations cut short.")] = field(default_factory=PartialConfig)
     expected_prompt_tokens: Annotated[Count, about("Prompt length that the plan's estimates assume.", "tokens")] = 64
     eval_samples: Annotated[Count, about("Samples a prompt in evaluation.")] = 4
+    eval_sets: Annotated[dict[str, EvalSet], about("Held-out sets that differ from the run, by name.")] = field(
+        default_factory=dict
+    )
+    pass_at: Annotated[list[int], about("Report pass@k for these k, over training groups and evaluation.")] = field(
+        default_factory=list
+    )
     request_timeout_s: Annotated[Seconds, about("Longest wait for one generation.", "s")] = 120.0
     max_concurrency: Annotated[Count, about("Requests in flight for each engine that generates.")] = 128
     server_args: Annotated[Layered, about("SGLang ServerArgs fields by where they apply.")] = field(

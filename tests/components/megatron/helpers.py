@@ -95,7 +95,7 @@ def make_sample(
         response="",
         response_ids=response,
         status=Status.COMPLETED,
-        weight_version=0,
+        weight_versions=[0] * len(response),
         reward=reward,
         **given,
     )

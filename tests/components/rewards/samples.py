@@ -16,5 +16,5 @@ def sample(response, label="7", index=0, status=Status.COMPLETED, metadata=None,
         logprobs=[0.0],
         loss_mask=[1],
         status=status,
-        weight_version=0,
+        weight_versions=[0],
     )
