@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from itertools import chain
 from typing import TYPE_CHECKING
 
-import torch
 from megatron.core import parallel_state
 
+from components.megatron.advantages import sample_advantages
 from components.megatron.batches import MicroBatch, minibatches
 from components.megatron.step import GAP, LOSS, TOKENS, Report
 from slime_launch.errors import ComponentError, LogprobGapError
@@ -53,9 +53,7 @@ def train(parts: Parts, step: int, samples: Sequence[Sample], num_minibatches: i
 
 def _cut(parts: Parts, samples: Sequence[Sample], num_minibatches: int) -> list[list[MicroBatch]]:
     """This data-parallel rank's micro-batches of each optimizer step."""
-    rewards_N = torch.tensor([sample.reward for sample in samples], dtype=torch.float32)
-    groups_N = torch.tensor([sample.group for sample in samples])
-    advantages_N = parts.algorithm.advantages(rewards_N, groups_N)
+    advantages_N = sample_advantages(parts.algorithm, samples)
     part, count = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     return [
         parts.batcher.cut([samples[i] for i in some], advantages_N[list(some)], part, count)
