@@ -62,7 +62,7 @@ class Placement:
 def world_size(config: Config) -> int:
     """Ranks of the trainer."""
     parallel = config.trainer.parallel
-    return parallel.tp * parallel.pp * parallel.dp
+    return parallel.tp * parallel.pp * parallel.dp * parallel.cp
 
 
 def gpus_per_engine(group: EngineGroup) -> float:

@@ -157,6 +157,12 @@ def read_common(folder: Path) -> Tree:
     return common
 
 
+def shapes(folder: Path) -> dict[str, tuple[int, ...]]:
+    """Key -> whole shape of every tensor of a checkpoint that ``check`` let pass."""
+    found = load_sharded_metadata(str(folder)).values()
+    return {shard.key: tuple(shard.global_shape) for shard in found if hasattr(shard, "global_shape")}
+
+
 def read(folder: Path, tree: Tree, ignore: Iterable[str] = ()) -> Tree:
     """Collective. A checkpoint that ``check`` let pass, in the layout of ``tree``, whose tensors are overwritten.
 

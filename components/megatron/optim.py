@@ -12,7 +12,7 @@ from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, get
 from slime_launch.errors import ComponentError
 
 FIELDS = frozenset(
-    ("lr", "min_lr", "warmup_steps", "weight_decay", "beta1", "beta2", "eps", "clip_grad", "schedule"),
+    ("lr", "min_lr", "warmup_steps", "weight_decay", "beta1", "beta2", "eps", "clip_grad", "schedule", "distributed"),
 )
 SCHEDULES = ("constant", "linear", "cosine")
 
@@ -21,10 +21,11 @@ class Optimizer:
     """AdamW with clipped gradients and a schedule over ``updates`` updates.
 
     optim: lr, min_lr, warmup_steps (updates), weight_decay (matrices only), beta1, beta2, eps, clip_grad (norm; 0 turns
-    it off), schedule (constant, linear or cosine: from lr to min_lr after the warm-up).
+    it off), schedule (constant, linear or cosine: from lr to min_lr after the warm-up), distributed (moments and main
+    weights split over data-parallel ranks).
     """
 
-    def __init__(self, model: Any, optim: Mapping[str, Any], updates: int) -> None:
+    def __init__(self, chunks: list[Any], optim: Mapping[str, Any], updates: int) -> None:
         check_optim(optim)
         config = OptimizerConfig(
             optimizer="adam",
@@ -35,10 +36,13 @@ class Optimizer:
             adam_beta2=optim["beta2"],
             adam_eps=optim["eps"],
             clip_grad=optim["clip_grad"],
+            bf16=chunks[0].config.bf16,
+            params_dtype=chunks[0].config.params_dtype,
+            use_distributed_optimizer=optim["distributed"],
         )
-        self._model = model
+        self._chunks = chunks
         self._megatron = get_megatron_optimizer(
-            config, [model], get_standard_config_overrides(config), use_gloo_process_groups=False
+            config, chunks, get_standard_config_overrides(config), use_gloo_process_groups=False
         )
         self._schedule = OptimizerParamScheduler(
             self._megatron,
@@ -80,9 +84,14 @@ class Optimizer:
         self._schedule.num_steps = 0
         self._schedule.step(updates)
 
+    def reload(self) -> None:
+        """Take the model's weights anew where this optimizer keeps float32 copies of them."""
+        self._megatron.reload_model_params()
+
     def zero_grad(self) -> None:
         """Forget the last gradients."""
-        self._model.zero_grad_buffer()
+        for chunk in self._chunks:
+            chunk.zero_grad_buffer()
         self._megatron.zero_grad()
 
     def update(self) -> tuple[float, float]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import socket
+from dataclasses import dataclass
 from datetime import timedelta
 from math import ceil
 from typing import TYPE_CHECKING, Any
@@ -16,7 +17,28 @@ if TYPE_CHECKING:
     from torch.distributed import TCPStore
 
 
-def join_world(platform: Platform, rendezvous: str, rank: int, size: int, tp: int, pp: int, timeout_s: float) -> None:
+@dataclass(frozen=True, kw_only=True)
+class Sizes:
+    """How a model is cut: trainer.parallel.
+
+    tp: tensor parallel. pp: pipeline stages. vpp: virtual stages of each. cp: context parallel. ep: ranks, within
+    tp x dp, that share the experts. sp: sequence parallel: what tp does not split is split over the sequence.
+    """
+
+    tp: int = 1
+    pp: int = 1
+    vpp: int = 1
+    cp: int = 1
+    ep: int = 1
+    sp: bool = False
+
+    @property
+    def virtual(self) -> int | None:
+        """Virtual stages as Megatron takes them: None for one."""
+        return self.vpp if self.vpp > 1 else None
+
+
+def join_world(platform: Platform, rendezvous: str, rank: int, size: int, sizes: Sizes, timeout_s: float) -> None:
     """Initialise torch.distributed and Megatron's parallel state.
 
     Raises ComponentError for sizes that do not divide, DeadlineError when the other ranks do not come in time.
@@ -24,9 +46,10 @@ def join_world(platform: Platform, rendezvous: str, rank: int, size: int, tp: in
     import torch.distributed as dist
     from megatron.core import parallel_state
 
-    if size % (tp * pp):
+    if size % (sizes.tp * sizes.pp * sizes.cp):
         raise ComponentError(
-            f"trainer: world_size={size} is no multiple of tp*pp={tp}*{pp}; mend trainer.tp or trainer.pp"
+            f"trainer: world_size={size} is no multiple of tp*pp*cp={sizes.tp}*{sizes.pp}*{sizes.cp}; mend "
+            "trainer.parallel"
         )
     if dist.is_initialized():
         raise ComponentError(
@@ -42,8 +65,10 @@ def join_world(platform: Platform, rendezvous: str, rank: int, size: int, tp: in
             f"trainer rank {rank}: waited {timeout_s:g} s for {size} ranks at {rendezvous}: {first}"
         ) from error
     parallel_state.initialize_model_parallel(
-        tp, pp, create_gloo_process_groups=False, distributed_timeout_minutes=ceil(timeout_s / 60)
-    )
+        sizes.tp, sizes.pp, sizes.virtual,
+        context_parallel_size=sizes.cp, expert_model_parallel_size=sizes.ep,
+        create_gloo_process_groups=False, distributed_timeout_minutes=ceil(timeout_s / 60),
+    )  # fmt: skip
 
 
 def _store(rendezvous: str, rank: int, size: int, timeout: timedelta) -> TCPStore:

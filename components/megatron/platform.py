@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from importlib.util import find_spec
 from typing import Any
 
 from slime_launch.errors import ComponentError
@@ -16,6 +17,7 @@ class Platform:
     device: torch device type of weights and batches. backend: of torch.distributed.
     install: runs before megatron is imported. seed: seeds Megatron's model-parallel generators.
     overrides: TransformerConfig fields that the device needs.
+    engine: whether layers are built of Transformer Engine's modules.
     refused: TransformerConfig fields that it cannot serve when they are truthy -> why.
     """
 
@@ -24,6 +26,7 @@ class Platform:
     install: Callable[[], None]
     seed: Callable[[int], None]
     overrides: Mapping[str, Any] = field(default_factory=dict)
+    engine: Callable[[], bool] = lambda: False
     refused: Mapping[str, str] = field(default_factory=dict)
 
 
@@ -46,12 +49,19 @@ def _install_cuda() -> None:
 
 
 def _seed_cuda(seed: int) -> None:
+    import torch
     from megatron.core.tensor_parallel import model_parallel_cuda_manual_seed
 
+    torch.manual_seed(seed)
     model_parallel_cuda_manual_seed(seed)
 
 
-FLOAT32_ONLY = {name: "weights are trained in float32" for name in ("bf16", "fp16", "fp8", "fp4")}
+def _has_engine() -> bool:
+    return find_spec("transformer_engine") is not None
+
+
+UNSCALED = {name: "the trainer scales no loss and quantises no weight" for name in ("fp16", "fp8", "fp4")}
+NO_KERNEL = "a CUDA kernel"
 
 PLATFORMS = {
     "cpu": Platform(
@@ -60,20 +70,23 @@ PLATFORMS = {
         install=_install_cpu,
         seed=_seed_cpu,
         overrides={"use_cpu_initialization": True, "batch_p2p_comm": False},
-        refused=FLOAT32_ONLY
+        refused=UNSCALED
         | {
+            "bf16": "torch multiplies bfloat16 slowly and inexactly there; weights train in float32",
             "sequence_parallel": "torch's norms have no sequence-parallel form",
-            "moe_grouped_gemm": "a CUDA kernel",
-            "moe_permute_fusion": "a CUDA kernel",
-            "moe_router_fusion": "a CUDA kernel",
+            "moe_grouped_gemm": NO_KERNEL,
+            "moe_permute_fusion": NO_KERNEL,
+            "moe_router_fusion": NO_KERNEL,
             "moe_shared_expert_overlap": "overlaps CUDA streams",
             "moe_expert_capacity_factor": "no token is dropped",
-            "gradient_accumulation_fusion": "a CUDA kernel",
-            "masked_softmax_fusion": "a CUDA kernel",
-            "apply_rope_fusion": "a CUDA kernel",
+            "gradient_accumulation_fusion": NO_KERNEL,
+            "masked_softmax_fusion": NO_KERNEL,
+            "apply_rope_fusion": NO_KERNEL,
         },
     ),
-    "cuda": Platform(device="cuda", backend="nccl", install=_install_cuda, seed=_seed_cuda, refused=FLOAT32_ONLY),
+    "cuda": Platform(
+        device="cuda", backend="nccl", install=_install_cuda, seed=_seed_cuda, refused=UNSCALED, engine=_has_engine
+    ),
 }
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import inspect
 import json
 from collections.abc import Mapping
+from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
@@ -36,18 +36,24 @@ def _model(args: Mapping[str, Any], hf: Mapping[str, Any]) -> Findings:
     # a plan for GPUs is looked at on a machine without any, too
     (platform if torch.cuda.is_available() else load_platform("cpu")).install()
     from components.megatron.config import model_config
+    from components.megatron.parallel import Sizes
+    from components.megatron.spec import call_spec
 
+    sizes = Sizes(**{entry.name: args[entry.name] for entry in fields(Sizes)})
     try:
         config = model_config(
-            load_family(args["family"], hf), hf, args["transformer"], platform, args["tp"], args["pp"]
-        )
+            load_family(args["family"], hf), hf, args["transformer"], platform, sizes,
+            hf_checkpoint=args["hf_checkpoint"], precision=args["precision"],
+        )  # fmt: skip
     except LaunchError as error:
         return Findings([Problem("model.transformer", args["transformer"], str(error), "mend what it names")])
     try:
-        answer = instantiate(args["spec"], config=config, vp_stage=None)
+        answer = call_spec(args["spec"], config, 0 if sizes.virtual else None)
+    except LaunchError as error:
+        return Findings([Problem("model.spec", args["spec"]["_target_"], str(error), "mend the spec")])
     except Exception as error:  # whatever a user's spec raises
         reason = f"calling it with (config, vp_stage) raises {type(error).__name__}: {error}"
         return Findings([Problem("model.spec", args["spec"]["_target_"], reason, "mend the spec")])
-    kind = type(answer).__name__ if not inspect.isclass(answer) else f"the class {answer.__name__}"
+    kind = type(answer).__name__
     size = f"{config.num_layers} layers, hidden {config.hidden_size}, {config.num_attention_heads} heads"
     return Findings([], [f"layer spec {args['spec']['_target_']} gives {kind}; {size}"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable
+from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 from slime_launch.interfaces import WeightSink
@@ -16,7 +17,7 @@ if TYPE_CHECKING:
 
 
 class Sender:
-    """Sends every bucket to every engine; holds one bucket back, since the version goes with the last."""
+    """Sends every bucket to every engine: one bucket is on its way while the next is gathered, never a third."""
 
     def __init__(self) -> None:
         self._sinks: list[WeightSink] = []
@@ -27,22 +28,24 @@ class Sender:
             sink.connect()
             self._sinks.append(sink)
 
-    def send(self, buckets: Iterable[Bucket], version: int) -> Metrics:
+    def send(self, buckets: Iterable[tuple[Bucket, bool]], version: int) -> Metrics:
         """One update of every engine. Returns ``perf/update_weights_*``; runs through ``buckets`` without engines too.
 
-        The export of a split weight is collective, so every rank has to run through it.
+        buckets: each with whether it is the last, which the version goes with. Gathering a split weight is collective,
+            so every rank has to run through them; it goes on in this thread while another one sends.
         """
         began, sent = time.perf_counter(), 0
         for sink in self._sinks:
             sink.begin()
-        held: Bucket | None = None
-        for bucket in buckets:
-            sent += sum(tensor.nbytes for _, tensor in bucket)
-            if held is not None:
-                self._pass_on(held, None)
-            held = bucket
-        if held is not None:
-            self._pass_on(held, version)
+        with ThreadPoolExecutor(1, thread_name_prefix="weights") as courier:
+            under_way: Future[None] | None = None
+            for bucket, last in buckets:
+                sent += sum(tensor.nbytes for _, tensor in bucket)
+                if under_way is not None:
+                    under_way.result()
+                under_way = courier.submit(self._pass_on, bucket, version if last else None)
+            if under_way is not None:
+                under_way.result()
         for sink in self._sinks:
             sink.end()
         seconds = time.perf_counter() - began

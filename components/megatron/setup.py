@@ -24,34 +24,35 @@ def build_parts(trainer: MegatronTrainer) -> Parts:
     platform.install()
 
     from components.megatron.batches import Batcher
-    from components.megatron.build import build_model, freeze, global_names, wrap
+    from components.megatron.build import build_model, freeze, wrap
     from components.megatron.config import model_config
+    from components.megatron.critic import decoder_of
     from components.megatron.optim import Optimizer, check_optim
     from components.megatron.parallel import join_world
     from components.megatron.step import Stepper
     from components.megatron.weights import WeightMap
 
     check_optim(trainer.optim)
-    join_world(
-        platform, trainer.rendezvous, trainer.rank, trainer.world_size, trainer.tp, trainer.pp, trainer.timeout_s
-    )
+    join_world(platform, trainer.rendezvous, trainer.rank, trainer.world_size, trainer.sizes, trainer.timeout_s)
     platform.seed(trainer.seed)
-    config = model_config(family, hf, trainer.transformer, platform, trainer.tp, trainer.pp)
-    built = build_model(trainer.spec, config)
-    tensors = global_names(built.model, config)
+    config = model_config(
+        family, hf, trainer.transformer, platform, trainer.sizes,
+        hf_checkpoint=trainer.hf_checkpoint, precision=trainer.precision, critic=trainer.critic,
+    )  # fmt: skip
+    built = build_model(trainer.spec, config, critic=trainer.critic, seed=trainer.seed)
     rules, encoders = family.named_as(checkpoint.names, family.rules(hf), built.encoders)
-    weights = WeightMap(tensors, rules, encoders, config.num_layers, family.carried(hf))
+    weights = WeightMap(built.tensors, rules, encoders, config.num_layers, family.carried(hf), critic=trainer.critic)
     weights.load(checkpoint)
-    freeze(tensors, trainer.freeze)
-    model = wrap(built.model, config, platform.device)
+    freeze(built.tensors, trainer.freeze, trainer.train_only)
+    chunks = wrap(built.chunks, config, platform.device, trainer.optim["distributed"])
     algorithm = instantiate(trainer.algorithm)
     vocab = family.gpt(hf)["vocab_size"]
     return Parts(
         checkpoint=checkpoint,
         algorithm=algorithm,
-        model=model,
+        chunks=chunks,
         weights=weights,
-        optimizer=Optimizer(model, trainer.optim, trainer.updates),
+        optimizer=Optimizer(chunks, trainer.optim, trainer.updates),
         batcher=Batcher(
             family=family,
             hf=hf,
@@ -59,7 +60,7 @@ def build_parts(trainer: MegatronTrainer) -> Parts:
             size=trainer.micro_batch_size,
             device=platform.device,
             # Plain "rope" counts places in the row, where a shared row repeats positions.
-            share=getattr(built.model, "position_embedding_type", None) == "mrope",
+            share=getattr(decoder_of(built.chunks[0]), "position_embedding_type", None) == "mrope",
         ),
-        stepper=Stepper(model, algorithm, vocab, trainer.temperature, trainer.banned_tokens),
+        stepper=Stepper(chunks, algorithm, vocab, trainer.temperature, trainer.banned_tokens),
     )

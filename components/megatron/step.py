@@ -55,13 +55,13 @@ class Report:
 
 @dataclass(frozen=True)
 class Stepper:
-    """Runs micro-batches through the wrapped model.
+    """Runs micro-batches through the wrapped model; chunks: one a virtual pipeline stage.
 
     vocab: ids below this are real. banned_tokens: those that the engine never samples.
     temperature: logits are divided by it, as the engine's are.
     """
 
-    model: Any
+    chunks: list[Any]
     algorithm: Algorithm
     vocab: int
     temperature: float
@@ -69,11 +69,13 @@ class Stepper:
 
     def logprobs(self, batches: Sequence[MicroBatch]) -> Report:
         """Forward only: fill each micro-batch's ``old_NR``."""
-        self.model.eval()
+        for chunk in self.chunks:
+            chunk.eval()
         try:
             return self._run(batches, self._keep_old, forward_only=True)
         finally:
-            self.model.train()
+            for chunk in self.chunks:
+                chunk.train()
 
     def gradients(self, batches: Sequence[MicroBatch]) -> Report:
         """Forward and backward; leaves the gradient of the mean loss over the counted tokens of all ranks."""
@@ -82,8 +84,9 @@ class Stepper:
     def _run(self, batches: Sequence[MicroBatch], loss: Callable[..., Any], forward_only: bool) -> Report:
         parts = get_forward_backward_func()(
             forward_step_func=partial(self._forward, loss),
-            data_iterator=iter(batches),
-            model=[self.model],
+            # Every virtual stage goes through the batches by itself.
+            data_iterator=[iter(batches) for _ in self.chunks],
+            model=self.chunks,
             num_microbatches=len(batches),
             # Shapes travel with the tensors (variable_seq_lengths); these two are the first micro-batch's.
             seq_length=batches[0].inputs["input_ids"].shape[1],

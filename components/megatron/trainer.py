@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from components.megatron.parallel import Sizes
 from components.megatron.platform import load_platform
 from components.megatron.sending import Sender
 from slime_launch.errors import ComponentError, LaunchError
@@ -24,13 +25,16 @@ if TYPE_CHECKING:
     from slime_launch.interfaces import Algorithm
 
 
+ROLES = ("actor", "critic")
+
+
 @dataclass(frozen=True)
 class Parts:
-    """What ``start`` builds and the other calls use."""
+    """What ``start`` builds and the other calls use; chunks: the wrapped model, one a virtual pipeline stage."""
 
     checkpoint: Checkpoint
     algorithm: Algorithm
-    model: Any
+    chunks: list[Any]
     weights: WeightMap
     optimizer: Optimizer
     batcher: Batcher
@@ -42,9 +46,12 @@ class MegatronTrainer:
 
     hf_checkpoint: folder with config.json and safetensors. family: a folder of components/models, or auto.
     spec: ``_target_`` node, called with (config, vp_stage); see ``components.models.qwen3.spec.layer_spec``.
-    freeze: patterns (``re.search``) of parameter names, global layer numbers; each must match something.
+    freeze, train_only: patterns (``re.search``) of parameter names, global layer numbers, that do not train, or that
+        alone do; one of the two, each pattern must match something.
     transformer: fields of Megatron's TransformerConfig, over those read from config.json.
-    tp, pp: tensor- and pipeline-parallel sizes; world_size / (tp * pp) replicas share each batch.
+    tp, pp, vpp, cp, ep, sp: see ``components.megatron.parallel.Sizes``; world_size / (tp * pp * cp) replicas share each
+        batch. precision: float32 or bfloat16, of weights and activations.
+    role: actor, or critic, which has a value head in the place of its output layer.
     rendezvous: tcp://host:port where rank 0 listens. device: cpu or cuda. threads: torch threads of this rank.
     optim: see ``components.megatron.optim.Optimizer``. num_steps: rollouts the schedule spans.
     algorithm: ``_target_`` node of an Algorithm. num_minibatches: optimizer steps a rollout.
@@ -64,9 +71,16 @@ class MegatronTrainer:
         num_steps: int,
         rendezvous: str,
         freeze: Sequence[str] = (),
+        train_only: Sequence[str] = (),
+        role: str = "actor",
         transformer: dict[str, Any] | None = None,
         tp: int = 1,
         pp: int = 1,
+        vpp: int = 1,
+        cp: int = 1,
+        ep: int = 1,
+        sp: bool = False,
+        precision: str = "float32",
         rank: int = 0,
         world_size: int = 1,
         device: str = "cpu",
@@ -87,9 +101,13 @@ class MegatronTrainer:
         self.optim = optim
         self.updates = max(1, num_steps * num_minibatches)
         self.rendezvous = rendezvous
-        self.freeze = list(freeze)
+        self.freeze, self.train_only = list(freeze), list(train_only)
+        if role not in ROLES:
+            raise ComponentError(f"trainer: role={role}; choose one of {', '.join(ROLES)}")
+        self.critic = role == "critic"
         self.transformer = dict(transformer or {})
-        self.tp, self.pp, self.rank, self.world_size = tp, pp, rank, world_size
+        self.sizes = Sizes(tp=tp, pp=pp, vpp=vpp, cp=cp, ep=ep, sp=sp)
+        self.precision, self.rank, self.world_size = precision, rank, world_size
         self.platform = load_platform(device)
         self.micro_batch_size = micro_batch_size
         self.num_minibatches = num_minibatches
@@ -137,7 +155,7 @@ class MegatronTrainer:
         from components.megatron.training import train
 
         self._set_threads()
-        parts = self._ready()
+        parts = self._acting("trained")
         try:
             return train(parts, step, samples, self.num_minibatches, self.max_logprob_gap)
         except LaunchError as error:
@@ -149,7 +167,9 @@ class MegatronTrainer:
         from components.megatron.weights import buckets
 
         self._set_threads()
-        return self._sender.send(buckets(self._ready().weights.export(encoders=False), self.bucket_bytes), version)
+        return self._sender.send(
+            buckets(self._acting("sent to engines").weights.export(encoders=False), self.bucket_bytes), version
+        )
 
     def save_hf(self, folder: str) -> None:
         """Write a whole Hugging Face checkpoint; ``folder`` is the old one or the new one, never a torn one."""
@@ -176,7 +196,7 @@ class MegatronTrainer:
         parts = self._ready()
         if self._writing is not None:
             raise ComponentError(f"trainer: cannot save into {folder} while a save is under way; finish that first")
-        self._writing = Writing(Path(folder), shards(parts.model, parts.optimizer, self.platform.device))
+        self._writing = Writing(Path(folder), shards(parts.chunks, parts.optimizer, self.platform.device))
 
     def finish_save(self, wait: bool) -> Manifest | None:
         """Collective. The files of the save under way once it is complete; None while a rank writes, unless ``wait``.
@@ -201,7 +221,7 @@ class MegatronTrainer:
 
         self._set_threads()
         parts = self._ready()
-        updates, rng = restore(Path(folder), parts.model, parts.optimizer, self.platform.device, weights_only)
+        updates, rng = restore(Path(folder), parts.chunks, parts.optimizer, self.platform.device, weights_only)
         return Restored(updates, rng)
 
     def failure(self) -> str | None:
@@ -222,6 +242,11 @@ class MegatronTrainer:
         if self._parts is None:
             raise ComponentError("trainer: call start first")
         return self._parts
+
+    def _acting(self, what: str) -> Parts:
+        if self.critic:
+            raise ComponentError(f"trainer: a critic is not {what}: no algorithm here learns values")
+        return self._ready()
 
     def _set_threads(self) -> None:
         # OpenMP keeps the count per calling thread, and an actor's calls may come on different ones.

@@ -19,7 +19,11 @@ if TYPE_CHECKING:
 
     from components.megatron.checkpoint import Checkpoint
 
-LAYER = re.compile(r"(?<=^decoder\.layers\.)\d+(?=\.)")
+INNER = "language_model."
+"""How the decoder's names may start in a model that a provider builds."""
+LAYER = re.compile(r"(?:(?<=^decoder\.layers\.)|(?<=^language_model\.decoder\.layers\.))\d+(?=\.)")
+OUTPUT = "output_layer."
+"""Of an actor the vocabulary's logits; of a critic its value head, which no Hugging Face checkpoint has."""
 LISTED = 20
 """Names that an error lists at most; a model with experts has tens of thousands."""
 
@@ -41,6 +45,7 @@ class Entry:
     owner: int
     tied: bool
     encoder: bool
+    dtype: Any = None
 
 
 class WeightMap:
@@ -53,11 +58,19 @@ class WeightMap:
         encoders: Mapping[str, Encoder],
         layers: int,
         carried: tuple[str, ...] = (),
+        critic: bool = False,
     ) -> None:
         """Collective. ``tensors`` are this rank's, by global name; ``layers`` is the whole model's number of layers.
 
-        carried: as in Family, for one config.json.
+        carried: as in Family, for one config.json. critic: the output layer is a value head: neither loaded, sent nor
+            exported; the checkpoint's own output layer is carried.
         """
+        if critic:
+            carried += tuple(name for rule in rules if _outputs(rule) for name in (rule.alias, *rule.hf) if name)
+            rules = [rule for rule in rules if not _outputs(rule)]
+            kept = tuple(name for rule in rules for name in rule.hf)
+            carried = tuple(name for name in carried if name not in kept)
+        self._critic = critic
         self.tensors = tensors
         self.encoders = encoders
         self._prefixes = carried
@@ -74,9 +87,11 @@ class WeightMap:
         stage, owner = ps.get_pipeline_model_parallel_rank(), ps.get_tensor_model_parallel_src_rank()
         entries, strays = [], []
         for name, tensor in self.tensors.items():
+            if self._critic and name.removeprefix(INNER).startswith(OUTPUT):
+                continue
             if found := self._rule(name, table):
                 hf, layout, tied, encoder = found
-                entries.append(Entry(name, hf, layout, tuple(tensor.shape), stage, owner, tied, encoder))
+                entries.append(Entry(name, hf, layout, tuple(tensor.shape), stage, owner, tied, encoder, tensor.dtype))
             else:
                 strays.append(name)
         if strays:
@@ -90,7 +105,7 @@ class WeightMap:
             if name.startswith(f"encoders.{key}."):
                 return (encoder.prefix + name.removeprefix(f"encoders.{key}."),), Replicated(), False, True
         layer = LAYER.search(name)
-        rule = table.get(LAYER.sub("{}", name))
+        rule = table.get(LAYER.sub("{}", name).removeprefix(INNER))
         number = layer[0] if layer else ""
         if rule is None or (layer and rule.layers is not None and int(number) not in rule.layers):
             return None
@@ -143,7 +158,7 @@ class WeightMap:
         self._carried = dict.fromkeys(sorted(carried), checkpoint.get)
 
     def export(self, encoders: bool) -> Iterator[tuple[str, Tensor]]:
-        """Collective. (Hugging Face name, full float32 tensor) on rank 0, nothing on the others; run it to its end.
+        """Collective. (Hugging Face name, full tensor) on rank 0, nothing on the others; run it to its end.
 
         encoders: whether the towers' tensors are among them. A tensor may share memory with the live weights.
         """
@@ -154,7 +169,7 @@ class WeightMap:
                 continue
             shards = self._bring(entry)
             if dist.get_rank() == 0:
-                yield from zip(entry.hf, (part.float() for part in entry.layout.join(shards)), strict=True)
+                yield from zip(entry.hf, entry.layout.join(shards), strict=True)
 
     def export_as(self, names: Set[str]) -> Iterator[tuple[str, Tensor]]:
         """Collective. As ``export`` with the towers; tied tensors also under the second name if it is in ``names``.
@@ -189,12 +204,12 @@ class WeightMap:
                 dist.all_gather(shards, mine, group=ps.get_tensor_model_parallel_group())
         if entry.owner != 0 and dist.get_rank() == 0:
             some = next(iter(self.tensors.values()))
-            shards = [torch.empty(entry.shape, dtype=torch.float32, device=some.device) for _ in range(ranks)]
+            shards = [torch.empty(entry.shape, dtype=entry.dtype, device=some.device) for _ in range(ranks)]
             for shard in shards:
                 dist.recv(shard, entry.owner)
         elif dist.get_rank() == entry.owner != 0:
             for shard in shards:
-                dist.send(shard.float(), 0)
+                dist.send(shard, 0)
         return shards
 
 
@@ -228,15 +243,21 @@ def check_owners(entries: Iterable[Entry]) -> None:
                 )
 
 
-def buckets(tensors: Iterable[tuple[str, Tensor]], limit_bytes: float) -> Iterator[list[tuple[str, Tensor]]]:
-    """Runs of tensors of at most ``limit_bytes`` together; a larger tensor travels alone."""
+def _outputs(rule: Rule) -> bool:
+    return rule.megatron.startswith(OUTPUT)
+
+
+def buckets(
+    tensors: Iterable[tuple[str, Tensor]], limit_bytes: float
+) -> Iterator[tuple[list[tuple[str, Tensor]], bool]]:
+    """(run of tensors of at most ``limit_bytes`` together, whether it is the last); a larger tensor travels alone."""
     bucket: list[tuple[str, Tensor]] = []
     size = 0
     for name, tensor in tensors:
         if bucket and size + tensor.nbytes > limit_bytes:
-            yield bucket
+            yield bucket, False
             bucket, size = [], 0
         bucket.append((name, tensor))
         size += tensor.nbytes
     if bucket:
-        yield bucket
+        yield bucket, True

@@ -65,15 +65,21 @@ class Encoder:
 class ModelProvider(Protocol):
     """A spec's return value that builds the whole model itself instead of naming layers.
 
-    ``encoders`` holds the towers by name; a built first stage keeps each under ``encoders.<name>``.
+    A provider with towers has them by name as ``encoders`` (see ``HasEncoders``). One that takes ``vp_stage`` is told
+    the virtual pipeline stage, None without any.
     """
+
+    def __call__(self, pre_process: bool, post_process: bool) -> Any:
+        """The MegatronModule of one pipeline stage, with or without embedding (pre) and output layer (post)."""
+
+
+@runtime_checkable
+class HasEncoders(Protocol):
+    """A model provider with towers; a built first stage keeps each under ``encoders.<name>``."""
 
     @property
     def encoders(self) -> Mapping[str, Encoder]:
         """The towers by name."""
-
-    def __call__(self, pre_process: bool, post_process: bool, vp_stage: int | None) -> Any:
-        """The MegatronModule of one pipeline stage, with or without embedding (pre) and output layer (post)."""
 
 
 Positions = Callable[[HFConfig, Sequence[int], Media], NDArray[np.int64]]

@@ -31,7 +31,7 @@ class OmniProvider:
         self.encoders = encoders
         self.layers = layers
 
-    def __call__(self, pre_process: bool, post_process: bool, vp_stage: int | None) -> OmniModel:
+    def __call__(self, pre_process: bool, post_process: bool, vp_stage: int | None = None) -> OmniModel:
         """The stage's model, with the embedding and the towers (pre) and the output layer (post)."""
         from components.models.omni import OmniModel
 

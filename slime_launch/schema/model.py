@@ -19,6 +19,9 @@ class ModelConfig:
     freeze: Annotated[list[str], about("Patterns (regex search) of parameters that do not train.")] = field(
         default_factory=list
     )
+    train_only: Annotated[
+        list[str], about("Patterns (regex search) of the parameters that alone train; not beside freeze.")
+    ] = field(default_factory=list)
     encoders: Annotated[dict[str, str], about("Encoders by name, with the prefix of their parameters.")] = field(
         default_factory=dict
     )

@@ -21,6 +21,7 @@ class OptimConfig:
     beta2: Annotated[Fraction, about("Adam's second moment decay.")] = 0.95
     eps: Annotated[Positive, about("Adam's epsilon.")] = 1e-8
     clip_grad: Annotated[NonNegative, about("Global gradient norm bound; 0 turns it off.")] = 1.0
+    distributed: Annotated[bool, about("Split Adam's state over data-parallel ranks (CUDA).")] = False
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +31,10 @@ class ParallelConfig:
     tp: Annotated[Count, about("Tensor-parallel size.")] = 1
     pp: Annotated[Count, about("Pipeline-parallel size.")] = 1
     dp: Annotated[Count, about("Data-parallel size.")] = 1
+    vpp: Annotated[Count, about("Virtual stages of each pipeline stage, interleaved.")] = 1
+    sp: Annotated[bool, about("Sequence parallelism inside tp (CUDA with Transformer Engine).")] = False
+    ep: Annotated[Count, about("Expert-parallel size, inside tp x dp (CUDA).")] = 1
+    cp: Annotated[Count, about("Context-parallel size; only 1 for now.")] = 1
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,6 +63,9 @@ class TrainerConfig:
         1e-3
     )
     bucket_mb: Annotated[Positive, about("Weights sent at once.", "MB")] = 64.0
+    precision: Annotated[
+        Literal["auto", "float32", "bfloat16"], about("Of weights and activations; auto: bfloat16 on CUDA.")
+    ] = "auto"
     threads: Annotated[Count, about("CPU threads of each rank.")] = 1
     timeout_s: Annotated[Seconds, about("Longest wait for one training step or weight sync.", "s")] = 600.0
     optim: Annotated[OptimConfig, about("Optimizer.")] = field(default_factory=OptimConfig)

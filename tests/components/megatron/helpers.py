@@ -23,6 +23,7 @@ OPTIM = {
     "eps": 1e-8,
     "clip_grad": 1.0,
     "schedule": "constant",
+    "distributed": False,
 }
 
 

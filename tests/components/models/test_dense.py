@@ -67,7 +67,7 @@ def largest_difference(trainer: MegatronTrainer, model: Any, samples: list[Sampl
     parts, worst, seen = trainer._ready(), 0.0, 0
     for batch in parts.batcher.cut(samples, torch.zeros(len(samples)), 0, 1):
         with torch.no_grad():
-            logits_BSV = parts.model(**batch.inputs)
+            logits_BSV = parts.chunks[0](**batch.inputs)
         for row_S, mine_SV in zip(batch.inputs["input_ids"].tolist(), logits_BSV, strict=True):
             for sample in samples:
                 ids = [*sample.prompt_ids, *sample.response_ids]
