@@ -28,6 +28,12 @@ def choose_device(config: Config, machine: Machine) -> str:
     return auto if config.cluster.device == "auto" else config.cluster.device
 
 
+def choose_precision(config: Config, device: str) -> str:
+    """float32 or bfloat16, of the trainer's weights and activations."""
+    auto = "bfloat16" if device == "cuda" else "float32"
+    return auto if config.trainer.precision == "auto" else config.trainer.precision
+
+
 def resolve(config: Config, machine: Machine, base_port: int, hf: Mapping[str, Any]) -> LaunchPlan:
     """Turn a checked config into the actor graph.
 
@@ -85,7 +91,9 @@ def _trainers(site: Site, family: str) -> Iterator[Actor]:
     ranks = world_size(site.config)
     shared = {
         "hf_checkpoint": site.checkpoint, "family": family, "spec": model.spec, "freeze": model.freeze,
-        "transformer": model.transformer, "tp": trainer.parallel.tp, "pp": trainer.parallel.pp,
+        "train_only": model.train_only, "transformer": model.transformer,
+        **{name: size for name, size in asdict(trainer.parallel).items() if name != "dp"},
+        "precision": choose_precision(site.config, site.device),
         "world_size": ranks, "rendezvous": f"tcp://{site.address(0)}:{site.ports.take(0)}", "device": site.device,
         "optim": asdict(trainer.optim), "num_steps": trainer.num_steps, "algorithm": site.config.algorithm.policy,
         "micro_batch_size": trainer.micro_batch_size, "num_minibatches": trainer.num_minibatches,
