@@ -12,7 +12,17 @@ from slime_launch.model_files import checkpoint_folder, family_of, makes_checkpo
 from slime_launch.placement import place, world_size
 from slime_launch.plan import Actor, ClusterPlan, LaunchPlan, Placeholder, Resources, assign_phases, draw_edges
 from slime_launch.schema import ACTOR, Config
-from slime_launch.topology import ROUTER_NEEDS, Ports, Site, component, engines, placeholders, routers
+from slime_launch.topology import (
+    AFFINE,
+    ROUTER_NEEDS,
+    Ports,
+    Site,
+    component,
+    engines,
+    placeholders,
+    routers,
+    routing,
+)  # fmt: skip
 
 
 def gpus_per_node(config: Config, machine: Machine) -> int:
@@ -122,7 +132,7 @@ def _rollout(site: Site) -> Actor:
         "sampling": rollout.sampling | {
             "temperature": rollout.temperature, "top_p": rollout.top_p, "max_new_tokens": rollout.max_new_tokens,
         },
-        "generate": rollout.generate, "routing": rollout.routing, "oversample": rollout.oversample,
+        "generate": rollout.generate, "routing": _routing(config), "oversample": rollout.oversample,
         "filters": rollout.filters, "partial": asdict(rollout.partial), "pass_at": rollout.pass_at,
         "eval_sets": {name: asdict(settings) for name, settings in rollout.eval_sets.items()},
         "max_concurrency": rollout.max_concurrency, "request_timeout_s": rollout.request_timeout_s,
@@ -133,3 +143,9 @@ def _rollout(site: Site) -> Actor:
         needs=("hf_checkpoint", "router_url", *(f"{ACTOR}/{name}" for name in ROUTER_NEEDS)), provides=(),
         args=own | args,
     )  # fmt: skip
+
+
+def _routing(config: Config) -> dict[str, Any]:
+    """How the rollout finds its engines: by router or directly; affinity: it names each conversation to the router."""
+    by = routing(config)
+    return {"by": by, "affinity": by == "router" and config.rollout.router_args.get("policy") == AFFINE}

@@ -27,6 +27,8 @@ PROVIDES = {
     "prefill": "prefill_url",
     "decode": "decode_url",
 }
+AFFINE = "consistent_hashing"
+"""The router policy that keeps the requests of one conversation together."""
 SPLIT = ("prefill", "decode")
 GENERATES = ("regular", "decode")
 """Worker types whose engines hold running requests."""
@@ -130,6 +132,13 @@ def wants_encoders(args: dict[str, Any]) -> bool:
     return bool(args.get("language_only")) and not args.get("encoder_urls")
 
 
+def routing(config: Config) -> str:
+    """router or direct: who picks the engine of the actor's requests."""
+    split = any(group.worker_type in SPLIT for group in groups_of(config, ACTOR).values())
+    asked = config.rollout.routing
+    return ("router" if split else "direct") if asked == "auto" else asked
+
+
 def engines(site: Site) -> Iterator[Actor]:
     """One actor for each engine, or for each node of an engine that spans several; external ones included."""
     for name, group in site.config.rollout.topology.groups.items():
@@ -142,8 +151,9 @@ def engines(site: Site) -> Iterator[Actor]:
 
 
 def routers(site: Site) -> Iterator[Actor]:
-    """One router for each served model that has engines which generate."""
-    for model in served_models(site.config):
+    """One router for each served model that has engines which generate; none where the rollout asks them directly."""
+    direct = [ACTOR] if routing(site.config) == "direct" else []
+    for model in (name for name in served_models(site.config) if name not in direct):
         if any(group.worker_type in GENERATES for group in groups_of(site.config, model).values()):
             args = dict(site.config.rollout.router_args)
             spec = _server(site, f"router-{model}", "router", 0, model, args) | {"model": model}

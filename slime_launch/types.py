@@ -33,6 +33,7 @@ class Endpoint:
     """Where a server listens.
 
     key: its bearer token, empty when it takes none. model: the served model's name.
+    admin_key: of an engine, the token of its control endpoints; empty where it has none of its own.
     bootstrap_port: of a prefill engine, where decode engines ask for KV caches.
     dp_size: data-parallel ranks inside it; a request may name the one that takes it.
     """
@@ -42,6 +43,7 @@ class Endpoint:
     model: str = ""
     bootstrap_port: int | None = None
     dp_size: int = 1
+    admin_key: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,30 +1,62 @@
-"""The engines' HTTP client: one request a sample, so many at a time."""
+"""The engines' HTTP client: who takes a request, so many at a time, and how all of them are ended."""
 
 from __future__ import annotations
 
-import asyncio
+from collections.abc import Mapping, Sequence
 from typing import Any
+from uuid import uuid4
 
 import aiohttp
+import msgspec
 
+from components.rollout.abort import bearer, end_all
+from components.rollout.balance import Slot, Slots
 from slime_launch.errors import ComponentError
+from slime_launch.interfaces import Needs
+from slime_launch.schema import ACTOR
 from slime_launch.types import Endpoint
+
+_KEEPALIVE_S = 3.0  # SGLang closes idle connections after 5 s unless told otherwise
+_AFFINITY_HEADER = "X-SMG-Routing-Key"  # what sglang-router's consistent_hashing policy hashes
+_JSON = {"Content-Type": "application/json"}
+_GENERATES = ("engine_url", "decode_url")
+_ENGINES = (*_GENERATES, "prefill_url")
+
+
+class _Ended(Exception):
+    """The request is no longer wanted."""
 
 
 class Client:
-    """Talks to the router. Raises ComponentError for whatever is not a whole, consistent answer.
+    """Sends the actor's requests; every engine runs ``max_concurrency`` of them at most.
 
-    aiohttp, since httpx's pool walks over all its connections at each request and took most of a rollout's time at 128.
+    targets: where requests go: each engine that generates, or the one router. engines: all of them, to be aborted.
+    limit: requests in flight at each target. picks_rank: name the data-parallel rank in each request; else whoever
+    takes it decides. affinity: send each conversation's own routing key. timeout_s: longest wait for an answer.
+    seed: of the draws among equally loaded targets.
+
+    Raises ComponentError for whatever is not a whole answer. aiohttp, since httpx's pool walks over all its connections
+    at each request and took most of a rollout's time at 128.
     """
 
-    def __init__(self, endpoint: Endpoint, max_concurrency: int, timeout_s: float) -> None:
-        self._url = endpoint.url + "/generate"
-        self._timeout_s = timeout_s
-        self._slots = asyncio.Semaphore(max_concurrency)
+    def __init__(
+        self,
+        targets: Sequence[Endpoint],
+        engines: Sequence[Endpoint],
+        *,
+        limit: int,
+        picks_rank: bool,
+        affinity: bool = False,
+        timeout_s: float = 120.0,
+        seed: int = 0,
+    ) -> None:
+        self._targets, self._engines = list(targets), list(engines)
+        self._picks_rank, self._affinity, self._timeout_s = picks_rank, affinity, timeout_s
+        self._epoch = 0
+        self.slots = Slots([target.dp_size if picks_rank else 1 for target in targets], limit, seed)
         self._http = aiohttp.ClientSession(
-            headers={"Authorization": f"Bearer {endpoint.key}"} if endpoint.key else {},
             timeout=aiohttp.ClientTimeout(total=timeout_s),
-            connector=aiohttp.TCPConnector(limit=max_concurrency),
+            connector=aiohttp.TCPConnector(limit=0, keepalive_timeout=_KEEPALIVE_S),
             trust_env=False,
         )
 
@@ -32,38 +64,86 @@ class Client:
         """One conversation."""
         return Session(self)
 
-    async def generate(self, body: dict[str, Any]) -> dict[str, Any]:
-        """One request; the engine's answer as it came."""
-        async with self._slots:
-            return await self._post(body)
+    async def abort_all(self, timeout_s: float = 60.0) -> None:
+        """End whatever the engines run or these sessions wait for, and wait until no engine runs anything.
 
-    async def _post(self, body: dict[str, Any]) -> dict[str, Any]:
-        try:
-            async with self._http.post(self._url, json=body) as reply:
-                if reply.status != 200:
-                    raise ComponentError(f"the engine refused a request: {reply.status} {(await reply.text())[:500]}")
-                answer: dict[str, Any] = await reply.json()
-                return answer
-        except TimeoutError:
-            late = f"no answer from the engine within {self._timeout_s:.0f} s"
-            raise ComponentError(f"{late}; raise rollout.request_timeout_s or see its log") from None
-        except aiohttp.ClientError as error:
-            raise ComponentError(f"the router does not answer: {error!r}") from None
+        The ended requests are answered as ``Session.generate`` says, and so is every later one of a session that was
+        there before. Engines that are gone are passed over.
+
+        Raises ComponentError where an engine refuses, DeadlineError with what still runs after ``timeout_s``.
+        """
+        self._epoch += 1
+        self.slots.turn_away(_Ended())
+        await end_all(self._http, self._engines, lambda: self.slots.balance.in_flight, timeout_s)
 
     async def close(self) -> None:
         """Close every connection."""
         await self._http.close()
 
+    async def _post(self, target: Endpoint, body: Mapping[str, Any], headers: Mapping[str, str]) -> dict[str, Any]:
+        url, sent = target.url + "/generate", msgspec.json.encode(body)
+        try:
+            async with self._http.post(url, data=sent, headers={**_JSON, **bearer(target.key), **headers}) as reply:
+                content = await reply.read()
+                if reply.status != 200:
+                    words = content.decode(errors="replace")[:500]
+                    raise ComponentError(f"{target.url} refused a request: {reply.status} {words}")
+                return msgspec.json.decode(content, type=dict[str, Any])
+        except TimeoutError:
+            late = f"no answer from {target.url} within {self._timeout_s:.0f} s"
+            raise ComponentError(f"{late}; raise rollout.request_timeout_s or see its log") from None
+        except (aiohttp.ClientError, msgspec.MsgspecError) as error:
+            raise ComponentError(f"{target.url} does not answer: {error!r}") from None
+
 
 class Session:
-    """The requests of one sample: they all go to the engine that took the first."""
+    """The requests of one sample: they all go to the engine and rank that took the first."""
 
     def __init__(self, client: Client) -> None:
-        self._client = client
+        self._client, self._epoch = client, client._epoch
+        self._key = uuid4().hex
+        self.slot: Slot | None = None
 
-    async def generate(self, body: dict[str, Any]) -> dict[str, Any]:
+    async def generate(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """One request; the engine's answer as it came.
 
-        Raises ComponentError when there is none.
+        An aborted one's finish reason is of type ``abort``, with the tokens so far. One that no engine had begun has
+        neither tokens nor ``prompt_tokens``. Raises ComponentError when there is no answer.
         """
-        return await self._client.generate(body)
+        client = self._client
+        if self._epoch != client._epoch:
+            return _ended()
+        try:
+            async with client.slots.held(self.slot) as slot:
+                self.slot = slot
+                target = client._targets[slot.engine]
+                ranked = client._picks_rank and target.dp_size > 1
+                sent = {**body, "routed_dp_rank": slot.rank} if ranked else body
+                headers = {_AFFINITY_HEADER: self._key} if client._affinity else {}
+                return await client._post(target, sent, headers)
+        except _Ended:
+            return _ended()
+
+
+def connect(needs: Needs, routing: Mapping[str, Any], *, max_concurrency: int, timeout_s: float, seed: int) -> Client:
+    """The client of a rollout actor; call it inside the loop that will use it.
+
+    needs: the actor's. routing: ``by`` router or direct; ``affinity`` where the router keeps conversations together.
+    Raises ComponentError when there is nobody to ask.
+    """
+    engines = [endpoint for name in _ENGINES for endpoint in needs.get(name, ())]
+    generate = [endpoint for name in _GENERATES for endpoint in needs.get(name, ())]
+    direct = routing["by"] == "direct"
+    targets = generate if direct else [at for at in needs.get("router_url", ()) if at.model == ACTOR]
+    if not targets:
+        raise ComponentError(f"nobody to generate: rollout.routing={routing['by']}, and no such server came up")
+    limit = max_concurrency * (1 if direct else max(1, len(generate)))
+    return Client(
+        targets, engines, limit=limit, picks_rank=direct, affinity=not direct and bool(routing["affinity"]),
+        timeout_s=timeout_s, seed=seed,
+    )  # fmt: skip
+
+
+def _ended() -> dict[str, Any]:
+    meta = {"finish_reason": {"type": "abort"}, "completion_tokens": 0, "output_token_logprobs": []}
+    return {"text": "", "output_ids": [], "meta_info": meta}

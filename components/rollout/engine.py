@@ -53,6 +53,9 @@ class SampleEngine:
 
 
 def _append(sample: Sample, meta: Mapping[str, Any]) -> None:
+    if meta["finish_reason"]["type"] == "abort" and not meta.get("completion_tokens"):
+        sample.status = Status.ABORTED  # before the engine began: it counts no prompt tokens either
+        return
     counted, mine = meta["prompt_tokens"], len(sample.prompt_ids)
     if counted != mine:
         raise ComponentError(

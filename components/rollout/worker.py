@@ -1,4 +1,4 @@
-"""The rollout actor: draws prompts, generates through the router, scores."""
+"""The rollout actor: draws prompts, generates, scores."""
 
 from __future__ import annotations
 
@@ -8,14 +8,13 @@ from collections.abc import Mapping, Sequence
 from itertools import chain
 from typing import Any
 
-from components.rollout.client import Client
+from components.rollout.client import Client, connect
 from components.rollout.engine import SampleEngine
 from components.rollout.metrics import score_of, summarise
 from components.rollout.prompts import Rendered, Renderer
 from components.rollout.seeds import sampling_seed
 from slime_launch.errors import ComponentError
 from slime_launch.interfaces import DataSource, Findings, Generate, Needs, Provides, Reward
-from slime_launch.schema import ACTOR
 from slime_launch.targets import instantiate
 from slime_launch.types import Metrics, Prompt, Sample
 
@@ -26,6 +25,7 @@ class RolloutWorker:
     data, reward: ``_target_`` nodes; the data source also gets ``seed``.
     score: the reward part that evaluation reports, null for the mixed reward.
     sampling: temperature, top_p, max_new_tokens.
+    routing: who picks the engine of a request, see ``client.connect``.
     max_concurrency: requests in flight for each engine that generates.
     seed: of the run; with step, group and index it gives each sample a seed of its own, and evaluation the same ones
         at each step. Engines on CPU sample by it, so neither arrival order nor the engine that answers matters.
@@ -43,7 +43,7 @@ class RolloutWorker:
         eval_samples: int,
         sampling: dict[str, Any],
         generate: dict[str, Any],
-        routing: str,
+        routing: dict[str, Any],
         oversample: float,
         filters: dict[str, dict[str, Any]],
         partial: dict[str, Any],
@@ -53,7 +53,7 @@ class RolloutWorker:
         request_timeout_s: float,
         seed: int,
     ) -> None:
-        self._generate_node = generate
+        self._generate_node, self._routing = generate, routing
         self._hf_checkpoint, self._data_node, self._reward_node = hf_checkpoint, data, reward
         self._score, self._seed = score, seed
         self._num_prompts, self._group_size, self._eval_samples = num_prompts, group_size, eval_samples
@@ -70,7 +70,7 @@ class RolloutWorker:
         return preflight(args)
 
     def start(self, needs: Needs) -> Provides:
-        """Load tokenizer, data and rewards; connect to the router."""
+        """Load tokenizer, data and rewards; connect to the engines."""
         self._renderer = Renderer(self._hf_checkpoint)
         self._data: DataSource = instantiate(self._data_node, seed=self._seed)
         self._reward: Reward = instantiate(self._reward_node)
@@ -79,11 +79,7 @@ class RolloutWorker:
             name: [(prompt, self._renderer.render(prompt)) for prompt in prompts]
             for name, prompts in self._data.eval_sets().items()
         }
-        endpoint = next(endpoint for endpoint in needs["router_url"] if endpoint.model == ACTOR)
-        engines = len(needs.get("engine_url", ())) + len(needs.get("decode_url", ()))
-        self._client = self._runner.run(
-            _connect(endpoint, self._max_concurrency * max(1, engines), self._request_timeout_s)
-        )
+        self._client = self._runner.run(self._connect(needs))
         return {}
 
     def generate(self, step: int) -> tuple[list[Sample], Metrics]:
@@ -177,7 +173,9 @@ class RolloutWorker:
             if sample.raw_reward is None:
                 sample.raw_reward = reward
 
-
-async def _connect(*args: Any) -> Client:
-    """Make the client inside the loop that will use it."""
-    return Client(*args)
+    async def _connect(self, needs: Needs) -> Client:
+        """The client, made inside the loop that will use it."""
+        return connect(
+            needs, self._routing, max_concurrency=self._max_concurrency, timeout_s=self._request_timeout_s,
+            seed=self._seed,
+        )  # fmt: skip

@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 
 from components.sglang.identity import Asked, Expected, differences
+from components.sglang.keys import Keys
 from components.sglang.kinds import engine_provides
 from components.sglang.weights import make_sink
 from slime_launch.errors import ComponentError, DeadlineError, Problem
@@ -76,9 +77,11 @@ class ExternalServer:
             raise ComponentError(f"{self._title()} is not what the config expects:\n{lines}")
         print(f"{self._title()}: {asked.summary()}", flush=True)
         port = asked.info["disaggregation_bootstrap_port"] if self._kind == "prefill" else None
+        tokens = Keys(keys["key_file"], keys["admin_key_file"])
         self._provided = engine_provides(
-            self.url, self._kind, key=keys["key_file"], model=self._model, bootstrap_port=port
-        )
+            self.url, self._kind, keys=tokens, model=self._model, dp_size=int(asked.info["dp_size"]),
+            bootstrap_port=port,
+        )  # fmt: skip
         if self._weight_sync is not None:
             ranks = int(asked.info["tp_size"])
             self._provided["weight_sink"] = make_sink(self.url, keys["admin_key_file"], ranks, self._weight_sync)

@@ -56,9 +56,11 @@ def network_env(host: str) -> dict[str, str]:
     return {"SGLANG_HOST_IP": host} | ({"GLOO_SOCKET_IFNAME": "lo"} if host in _LOOPBACK else {})
 
 
-def engine_provides(url: str, kind: str, *, key: str, model: str, bootstrap_port: int | None = None) -> dict[str, Any]:
-    """What an engine of a kind hands to its router, whoever runs it."""
-    return {ENGINE_URLS[kind]: Endpoint(url, key, model, bootstrap_port)}
+def engine_provides(
+    url: str, kind: str, *, keys: Keys, model: str, dp_size: int, bootstrap_port: int | None = None
+) -> dict[str, Any]:
+    """What an engine of a kind hands to its router and to the rollout, whoever runs it."""
+    return {ENGINE_URLS[kind]: Endpoint(url, keys.user, model, bootstrap_port, dp_size, keys.admin)}
 
 
 def _own_keys(site: Site, needs: Needs) -> Keys:
@@ -140,7 +142,13 @@ def _bootstrap_port(site: Site, engine: Endpoint) -> Any:
 def _lists_engines(site: Site, client: httpx.Client, needs: Needs) -> bool:
     listed = client.get("/workers", headers=_bearer(site)).json()["workers"]
     healthy = {worker["url"] for worker in listed if worker["is_healthy"]}
-    return healthy >= {engine.url for _, engine in _registered(needs)}
+    return healthy >= {url for _, engine in _registered(needs) for url in _listed_as(site, engine)}
+
+
+def _listed_as(site: Site, engine: Endpoint) -> list[str]:
+    """A dp-aware router lists each data-parallel rank as a worker of its own."""
+    by_rank = bool(site.server_args.get("dp_aware"))
+    return [f"{engine.url}@{rank}" for rank in range(engine.dp_size)] if by_rank else [engine.url]
 
 
 def _bearer(site: Site) -> dict[str, str]:
@@ -153,7 +161,8 @@ def _encoder_provides(site: Site) -> Provides:
 
 def _engine_provides(site: Site) -> Provides:
     port = site.server_args.get("disaggregation_bootstrap_port") if site.kind == "prefill" else None
-    given = engine_provides(site.url, site.kind, key=site.keys.user, model=site.model, bootstrap_port=port)
+    ranks = int(site.server_args.get("dp_size", 1))
+    given = engine_provides(site.url, site.kind, keys=site.keys, model=site.model, dp_size=ranks, bootstrap_port=port)
     if site.weight_sync is not None:
         ranks = site.server_args.get("tp_size", 1)
         given["weight_sink"] = make_sink(site.url, site.keys.admin, ranks, site.weight_sync)

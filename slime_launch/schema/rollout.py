@@ -115,9 +115,12 @@ class RolloutConfig:
         default_factory=dict
     )
     routing: Annotated[
-        Literal["router", "direct"],
-        about("Who picks the engine of a request: the router, or the rollout itself by load, engine and rank."),
-    ] = "router"
+        Literal["auto", "router", "direct"],
+        about(
+            "Who picks the engine of a request: a router, or the rollout itself, the least loaded engine and "
+            "data-parallel rank; auto: the router only where prefill and decode engines have to be paired."
+        ),
+    ] = "auto"
     num_prompts: Annotated[Count, about("Prompts a step.")] = 16
     group_size: Annotated[Count, about("Samples a prompt.")] = 8
     temperature: Annotated[Positive, about("Sampling temperature, evaluation's too.")] = 1.0

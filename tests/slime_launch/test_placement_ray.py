@@ -35,8 +35,9 @@ def nodes(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
 @pytest.mark.usefixtures("nodes")
 def test_colocated_processes_share_their_gpus(tmp_path: Path) -> None:
     plan = several(
-        f"{G}.engine.colocated=true", f"{G}.engine.num_engines=4", f"{G}.engine.tp=2", "trainer.parallel.dp=8"
-    )
+        f"{G}.engine.colocated=true", f"{G}.engine.num_engines=4", f"{G}.engine.tp=2", "trainer.parallel.dp=8",
+        "rollout.routing=router",
+    )  # fmt: skip
     with running(plan, tmp_path) as (seats, fleet):
         seen = assert_as_planned(plan, seats, fleet)
     assert seen["engine-3"]["CUDA_VISIBLE_DEVICES"] == "6,7"
@@ -157,7 +158,7 @@ def test_kept_servers_go_on_and_all_others_start_anew(tmp_path: Path) -> None:
         after = where(after_fleet)
         after_fleet.stop()
     same = {name for name in before if before[name]["pid"] == after[name]["pid"]}
-    assert same == {"engine-0", "reference-0", "router-actor", "router-reference"}
+    assert same == {"engine-0", "reference-0", "router-reference"}
     assert after["trainer-0"]["needs"]["weight_sink"] == ["engine-0"], "what a kept server provided goes on"
     assert after["reward-0"]["args"]["server_args"]["max_running_requests"] == 7
 
@@ -170,7 +171,7 @@ def test_a_server_that_broke_is_not_kept(tmp_path: Path) -> None:
         with pytest.raises(ComponentError, match="reference-0 broke"):
             fleet.check_servers()
         kept = fleet.hand_over(plan)
-        assert set(kept) == {"engine-0", "reward-0", "router-actor", "router-reward"}
+        assert set(kept) == {"engine-0", "reward-0", "router-reward"}
         rest = Fleet(plan, fleet._seats, tmp_path, quiet(), 60.0)
         rest.start(kept)
         rest.check_servers()

@@ -38,9 +38,8 @@ def test_the_omni_graph(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None
         ("checkpoint", "checkpoint", 0),
         ("encoder-0", "encoder", 1),
         ("engine-0", "regular", 2),
-        ("router-actor", "router", 3),
         ("trainer-0", "trainer", 3),
-        ("rollout", "rollout", 4),
+        ("rollout", "rollout", 3),
     ]
     edges = {(edge.src, edge.dst, edge.name) for edge in plan.edges}
     assert ("encoder", "engine", "actor/encoder_url") in edges

@@ -33,10 +33,14 @@ def test_all_of_them_are_here() -> None:
     assert wanted <= set(TOPOLOGIES)
 
 
-def test_dp_is_several_engines_behind_one_router() -> None:
+def test_dp_is_several_engines_that_the_rollout_or_a_router_picks_from() -> None:
     plan = replace_topology("dp")
     assert [actor.name for actor in group(plan, "engine")] == ["engine-0", "engine-1"]
-    assert plan.of_kind("rollout")[0].args["max_concurrency"] == 2 * 128
+    assert plan.of_kind("router") == () and ("engine", "rollout", "actor/engine_url") in edges(plan)
+    assert plan.of_kind("rollout")[0].args["routing"] == {"by": "direct", "affinity": False}
+    routed = replace_topology("dp", "rollout.routing=router", "rollout.router_args.policy=consistent_hashing")
+    assert {("engine", "router-actor", "actor/engine_url"), ("router-actor", "rollout", "router_url")} <= edges(routed)
+    assert routed.of_kind("rollout")[0].args["routing"] == {"by": "router", "affinity": True}
 
 
 def test_dp_inside_one_engine_is_synced_from_disk() -> None:
@@ -58,7 +62,7 @@ def test_pd_has_two_worker_types_and_no_regular_one() -> None:
         plan
     )
     assert "weight_sink" in prefill.provides and "weight_sink" in decode.provides
-    assert plan.of_kind("rollout")[0].args["max_concurrency"] == 128
+    assert plan.of_kind("rollout")[0].args["routing"]["by"] == "router"
 
 
 def test_encoders_reach_prefill_and_never_decode() -> None:
@@ -92,6 +96,8 @@ def test_a_users_override_of_the_encoder_edge_wins() -> None:
 
 def test_each_model_has_its_router_and_only_the_actor_gets_weights() -> None:
     plan = replace_topology("multi_model")
+    assert {actor.args["model"] for actor in plan.of_kind("router")} == {"reference", "reward"}
+    plan = replace_topology("multi_model", "rollout.routing=router")
     assert {actor.args["model"] for actor in plan.of_kind("router")} == {"actor", "reference", "reward"}
     assert {("engine", "router-actor", "actor/engine_url"), ("reward", "router-reward", "reward/engine_url")} <= edges(
         plan
@@ -130,7 +136,7 @@ def test_external_engines_are_asked_and_not_started() -> None:
     engines = plan.of_kind("external")
     assert [engine.args["url"] for engine in engines] == ["http://10.0.0.7:30000", "http://10.0.0.8:30000"]
     assert engines[0].args["expected"] == {"tp_size": 2, "pp_size": 1, "dp_size": 1}
-    assert ("engine", "router-actor", "actor/engine_url") in edges(plan)
+    assert ("engine", "rollout", "actor/engine_url") in edges(plan)
 
 
 def test_an_engine_larger_than_a_node_is_a_process_on_each() -> None:

@@ -73,6 +73,19 @@ BAD: list[tuple[list[str], str]] = [
     ([QWEN, "rollout/topology=external"], f"error: {G}.engine.urls=[]: no engines; list them"),
     ([QWEN, "rollout/topology=external", f"{G}.engine.urls=[10.0.0.1:30000]"], "not a server's URL; write http://host"),
     ([QWEN, f"{G}.engine.key_file=/k"], "for engines that someone else runs; ours get keys of their own"),
+    # who picks the engine
+    (
+        [QWEN, "rollout/topology=pd", "rollout.routing=direct", *ON_GPUS],
+        "error: rollout.routing=direct: prefill and decode are prefill and decode engines, which a router has to pair",
+    ),
+    (
+        [QWEN, "+rollout.router_args.dp_aware=true"],
+        "error: rollout.router_args.dp_aware=True: no router is planned: the rollout picks engines and ranks itself; set",
+    ),
+    (
+        [QWEN, "rollout/topology=pd", "+rollout.router_args.dp_aware=true", *ON_GPUS],
+        "error: rollout.router_args.dp_aware=True: prefill and decode engines (prefill, decode) find their rank by the",
+    ),
     # counts
     (
         [QWEN, f"{G}.engine.num_engines=2", f"{G}.engine.num_gpus=4", *ON_GPUS],
