@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
@@ -131,6 +131,22 @@ class DataSource(Protocol):
 
         Raises ComponentError for a state of other data or of another seed.
         """
+
+
+@runtime_checkable
+class Fits(Protocol):
+    """A data source that leaves out prompts by their length in tokens."""
+
+    def fit(self, length_of: Callable[[Prompt], int]) -> None:
+        """Called once before the first ``take``; ``length_of`` renders a prompt as the rollout does."""
+
+
+@runtime_checkable
+class Reports(Protocol):
+    """A data source that has something to tell."""
+
+    def metrics(self) -> Metrics:
+        """``data/*`` after the last ``take``, e.g. rounds over a source and prompts left out."""
 
 
 @runtime_checkable

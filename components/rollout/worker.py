@@ -14,7 +14,7 @@ from components.rollout.metrics import score_of, summarise
 from components.rollout.prompts import Rendered, Renderer
 from components.rollout.seeds import sampling_seed
 from slime_launch.errors import ComponentError
-from slime_launch.interfaces import DataSource, Findings, Generate, Needs, Provides, Reward
+from slime_launch.interfaces import DataSource, Findings, Fits, Generate, Needs, Provides, Reports, Reward
 from slime_launch.targets import instantiate
 from slime_launch.types import Metrics, Prompt, Sample
 
@@ -73,6 +73,8 @@ class RolloutWorker:
         """Load tokenizer, data and rewards; connect to the engines."""
         self._renderer = Renderer(self._hf_checkpoint)
         self._data: DataSource = instantiate(self._data_node, seed=self._seed)
+        if isinstance(self._data, Fits):
+            self._data.fit(lambda prompt: len(self._renderer.render(prompt).ids))
         self._reward: Reward = instantiate(self._reward_node)
         self._generate: Generate = instantiate(self._generate_node)
         self._eval_sets = {
@@ -90,7 +92,8 @@ class RolloutWorker:
         generated = time.perf_counter()
         self._runner.run(self._reward_all(samples))
         times = {"perf/rollout_time": generated - began, "perf/reward_time": time.perf_counter() - generated}
-        return samples, summarise(samples, generated - began) | times
+        told = self._data.metrics() if isinstance(self._data, Reports) else {}
+        return samples, summarise(samples, generated - began) | told | times
 
     def evaluate(self, step: int) -> Metrics:
         """Mean score of each held-out set.
