@@ -1,4 +1,4 @@
-"""The two experiments as a user starts them, cut short: every file and every figure of the contract."""
+"""The two experiments as a user starts them, cut short, in several layouts: every file and figure of the contract."""
 
 import json
 import math
@@ -26,9 +26,17 @@ SAMPLE = {"step", "group", "index", "prompt", "response", "reward", "reward_part
 SUMMARY = {"status", "steps", "wall_s", "startup_s", "eval_before", "eval_after", "peak_rss_mb", "output_dir"}
 STEPS, PROMPTS, GROUP = 3, 4, 4
 CASES = {"glm_omni_grpo": "digits", "qwen3_grpo": "spell_backward"}
+LAYOUTS = ("tp=1", "tp=2", "pp=2")
+QUICK = {("glm_omni_grpo", "tp=2"), ("qwen3_grpo", "pp=2")}
+"""The others are long proofs: what is left to show there is a default run, which the tests of resuming start too."""
+RUNS = [
+    pytest.param((name, layout), marks=[] if (name, layout) in QUICK else [pytest.mark.full], id=f"{name}-{layout}")
+    for name in CASES
+    for layout in LAYOUTS
+]
 
 
-@pytest.fixture(scope="module", params=sorted(CASES))
+@pytest.fixture(scope="module", params=RUNS)
 def finished(
     request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory, cache_home: Path
 ) -> Iterator[Run]:
@@ -39,9 +47,10 @@ def finished(
         f"rollout.group_size={GROUP}",
         "seed=3",
     ]
+    name, layout = request.param
     run = Run(
-        f"+experiment={request.param}", *overrides, "driver.eval_interval=2",
-        cwd=tmp_path_factory.mktemp(request.param), env={"XDG_CACHE_HOME": str(cache_home)},
+        f"+experiment={name}", *overrides, "driver.eval_interval=2", f"trainer.parallel.{layout}",
+        cwd=tmp_path_factory.mktemp(name), env={"XDG_CACHE_HOME": str(cache_home)},
     )  # fmt: skip
     try:
         assert run.wait(500) == 0, run.console()
