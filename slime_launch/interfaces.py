@@ -162,6 +162,9 @@ class Engine(Protocol):
         what is there already counts, the tokens of tools too; a spent one makes the sample TRUNCATED without a request.
         """
 
+    def part(self, sample: Sample, messages: Sequence[Mapping[str, Any]]) -> Sample:
+        """A further sample of the same rollout that begins with a prompt of its own; images stay the prompt's, or go."""
+
     def encode(self, text: str) -> list[int]:
         """Ids of text, no special tokens added."""
 
@@ -197,7 +200,27 @@ class Reward(Protocol):
     """Scores finished samples."""
 
     async def score(self, samples: Sequence[Sample]) -> list[float]:
-        """One score a sample, in order. The samples are whole groups, so that a reward may compare the members."""
+        """One score a sample, in order; nan for one that was dropped (``Sample.dropped`` says why).
+
+        The samples are whole groups. A part of a mixer that fails may be asked again for some of them alone: what
+        compares samples is a GroupReward.
+        """
+
+
+@runtime_checkable
+class SingleReward(Protocol):
+    """A part of a mixer that scores one finished sample at a time; several are asked at once, up to a bound."""
+
+    async def score_one(self, sample: Sample) -> float:
+        """Its score."""
+
+
+@runtime_checkable
+class GroupReward(Protocol):
+    """A part of a mixer that compares the samples of one prompt."""
+
+    async def score_group(self, samples: Sequence[Sample]) -> list[float]:
+        """One score a sample of one whole group, in order; samples dropped before are not among them."""
 
 
 @runtime_checkable

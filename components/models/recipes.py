@@ -19,17 +19,20 @@ if TYPE_CHECKING:
 
 CHATML = """\
 {%- for message in messages -%}
-{{- "<|im_start|>" + message.role + "\n" -}}
+{%- set tool = message.role == "tool" -%}
+{{- "<|im_start|>" + ("user" if tool else message.role) + "\n" -}}
+{{- "<tool_response>\n" if tool -}}
 {%- if message.content is string -%}
 {{- message.content -}}
 {%- else -%}
 {%- for part in message.content -%}{{- part.text -}}{%- endfor -%}
 {%- endif -%}
+{{- "\n</tool_response>" if tool -}}
 {{- "<|im_end|>\n" -}}
 {%- endfor -%}
 {%- if add_generation_prompt -%}{{- "<|im_start|>assistant\n" -}}{%- endif -%}
 """
-"""Qwen's chat template without tools and default system prompt."""
+"""Qwen's chat template without the list of tools and default system prompt; each tool's answer is a turn."""
 ROLES = ("system", "user", "assistant")
 """Role names are words of the text in these templates; one token each."""
 

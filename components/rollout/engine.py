@@ -2,69 +2,159 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
+from typing import Any, Protocol
 
-from components.rollout.client import Session
+from components.rollout.media import count_images
 from components.rollout.prompts import Rendered, Renderer
 from slime_launch.errors import ComponentError
-from slime_launch.types import Sample, Status
+from slime_launch.types import Prompt, Sample, Status
 
 _STATUS = {"stop": Status.COMPLETED, "length": Status.TRUNCATED, "abort": Status.ABORTED}
 
 
-class SampleEngine:
-    """slime_launch.interfaces.Engine for one sample.
+class Session(Protocol):
+    """Where the requests of one sample go, e.g. ``components.rollout.client.Session``."""
 
-    rendered: its prompt. sampling: SGLang's sampling_params.
+    async def generate(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        """SGLang's answer to one ``/generate`` request."""
+
+
+class SampleEngine:
+    """slime_launch.interfaces.Engine for one rollout.
+
+    rendered: its prompt. sampling: SGLang's sampling_params. images_sent: images in the requests that an engine took.
+
+    Every request carries the whole sample so far as tokens, and its images: prompt ids with one placeholder an image,
+    which the engine expands, then the response's. Nothing is tokenised twice; the counts are compared each time.
     """
 
     def __init__(self, session: Session, renderer: Renderer, rendered: Rendered, sampling: Mapping[str, Any]) -> None:
-        self._session, self._renderer, self._rendered = session, renderer, rendered
+        self._session, self._renderer, self._rendered = session, renderer, [rendered]
         self.sampling: Mapping[str, Any] = sampling
+        self.images_sent = 0
 
     async def generate(self, sample: Sample, **sampling: Any) -> Sample:
         """See ``slime_launch.interfaces.Engine``.
 
-        Raises ComponentError for whatever is not a whole, consistent answer.
+        Raises ComponentError for a response longer than its budget and for whatever is not a whole, consistent answer.
         """
-        body: dict[str, Any] = {"sampling_params": {**self.sampling, **sampling}, "return_logprob": True}
-        # images go with text: the engine expands the placeholders itself, and the lengths are compared afterwards
-        if self._rendered.image_data:
-            body |= {"text": self._rendered.text, "image_data": self._rendered.image_data}
+        wanted = {**self.sampling, **sampling}
+        left = int(wanted["max_new_tokens"]) - len(sample.response_ids)
+        if left < 0:
+            raise ComponentError(
+                f"{_name(sample)}: its response has {len(sample.response_ids)} tokens and max_new_tokens="
+                f"{wanted['max_new_tokens']} are allowed; a generate function must leave room before it adds any"
+            )
+        if left == 0:
+            sample.status = Status.TRUNCATED
+            return sample
+        body: dict[str, Any] = {"sampling_params": wanted | {"max_new_tokens": left}, "return_logprob": True}
+        images = self._images(sample)
+        if images is None:
+            body["input_ids"] = sample.prompt_ids + sample.response_ids
         else:
-            body["input_ids"] = self._rendered.ids
-        _append(sample, (await self._session.generate(body))["meta_info"])
+            body |= {"input_ids": images.request_ids + sample.response_ids, "image_data": images.image_data}
+        meta = (await self._session.generate(body))["meta_info"]
+        if images is not None and "prompt_tokens" in meta:
+            self.images_sent += len(images.image_data)
+        _append(sample, meta)
         sample.response = self.decode(sample.response_ids)
         return sample
 
+    def part(self, sample: Sample, messages: Sequence[Mapping[str, Any]]) -> Sample:
+        """See ``slime_launch.interfaces.Engine``."""
+        images = sample.prompt.images if count_images(messages) else ()
+        prompt = replace(sample.prompt, messages=[dict(message) for message in messages], images=images)
+        rendered = self._renderer.render(prompt)
+        self._rendered.append(rendered)
+        return new_sample(rendered, sample.group, sample.index)
+
     def encode(self, text: str) -> list[int]:
         """Ids of text, no special tokens added."""
-        ids: list[int] = self._renderer.tokenizer(text, add_special_tokens=False)["input_ids"]
-        return ids
+        return self._renderer.encode(text)
 
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out."""
-        return self._renderer.decode(list(ids))
+        return self._renderer.decode(ids)
 
     def continuation(self, sample: Sample, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """See ``slime_launch.interfaces.Engine``."""
-        raise NotImplementedError
+        """See ``slime_launch.interfaces.Engine``; ``components.rollout.chat`` says what a template must be like."""
+        if not sample.response_ids:
+            raise ComponentError(f"{_name(sample)}: it has no assistant turn yet that messages could follow")
+        return self._renderer.continuation(sample.response_ids[-1], messages, sample.prompt)
+
+    def _images(self, sample: Sample) -> Rendered | None:
+        """The rendered prompt that a sample with images began with; None for a sample of text."""
+        if not (sample.prompt.images or sample.media):
+            return None
+        for rendered in self._rendered:
+            if _same(sample.prompt, rendered.prompt) and sample.prompt_ids == rendered.ids:
+                return rendered
+        rendered = self._renderer.render(sample.prompt)  # a part with a prompt of its own, from a checkpoint
+        if rendered.ids != sample.prompt_ids:
+            raise ComponentError(f"{_name(sample)}: its prompt_ids are not those of its prompt; begin with engine.part")
+        self._rendered.append(rendered)
+        return rendered
+
+
+def new_sample(rendered: Rendered, group: int, index: int) -> Sample:
+    """A sample that has not begun."""
+    return Sample(
+        group=group, index=index, prompt=rendered.prompt, prompt_text=rendered.text, prompt_ids=rendered.ids,
+        media=rendered.media,
+    )  # fmt: skip
+
+
+def _same(one: Prompt, other: Prompt) -> bool:
+    return one is other or (one.images == other.images and one.messages == other.messages)
+
+
+def _name(sample: Sample) -> str:
+    return f"sample {sample.index} of group {sample.group}"
 
 
 def _append(sample: Sample, meta: Mapping[str, Any]) -> None:
-    if meta["finish_reason"]["type"] == "abort" and not meta.get("completion_tokens"):
+    ended = meta["finish_reason"]["type"]
+    if ended not in _STATUS:
+        raise ComponentError(f"{_name(sample)}: the engine ended it with {meta['finish_reason']!r:.200}")
+    if ended == "abort" and not meta.get("completion_tokens"):
         sample.status = Status.ABORTED  # before the engine began: it counts no prompt tokens either
         return
-    counted, mine = meta["prompt_tokens"], len(sample.prompt_ids)
+    counted, mine = meta["prompt_tokens"], len(sample.prompt_ids) + len(sample.response_ids)
     if counted != mine:
         raise ComponentError(
-            f"the engine counts {counted} prompt tokens and the trainer {mine}: "
-            f"tokenizer or image processor differ; prompt {sample.prompt_text!r}"
+            f"{_name(sample)}: the engine counts {counted} tokens before what it samples and the trainer {mine}: "
+            f"tokenizer or image processor differ; prompt {sample.prompt_text!r:.200}"
         )
     pairs = meta["output_token_logprobs"]
     if len(pairs) != meta["completion_tokens"]:
         raise ComponentError(f"the engine made {meta['completion_tokens']} tokens and sent {len(pairs)} logprobs")
     ids, logprobs = [int(pair[1]) for pair in pairs], [float(pair[0]) for pair in pairs]
-    sample.add_sampled(ids, logprobs, int(meta["weight_version"]))
-    sample.status = _STATUS.get(meta["finish_reason"]["type"], Status.ABORTED)
+    if not all(map(math.isfinite, logprobs)):
+        raise ComponentError(f"{_name(sample)}: the engine sent a logprob that is no number: {logprobs!r:.200}")
+    for start, end, version in list(_versions(meta, len(ids))):
+        sample.add_sampled(ids[start:end], logprobs[start:end], version)
+    sample.status = _STATUS[ended]
+
+
+def _versions(meta: Mapping[str, Any], count: int) -> Iterator[tuple[int, int, int]]:
+    """(start, end, weight version) of each run of sampled tokens; several when the weights changed meanwhile."""
+    whole = [{"version": meta["weight_version"], "start": 0, "end": count}]
+    at = 0
+    for span in meta.get("weight_versions") or whole:
+        if span["start"] != at or not at <= span["end"] <= count:
+            break
+        at = span["end"]
+        yield span["start"], at, _number(span["version"])
+    if at != count:
+        raise ComponentError(f"the engine's weight versions {meta.get('weight_versions')} are not of {count} tokens")
+
+
+def _number(version: str) -> int:
+    try:
+        return int(version)
+    except ValueError:
+        raise ComponentError(f"the engine serves weights of version {version!r}, which no trainer sent") from None

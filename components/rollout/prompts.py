@@ -1,9 +1,9 @@
-"""Prompts as engine and trainer need them: rendered, tokenised and processed once, however many samples follow."""
+"""Prompts as engine and trainer need them: rendered, tokenised and processed once, however many requests follow."""
 
 from __future__ import annotations
 
-import base64
-import io
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -11,6 +11,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from components.rollout.chat import ids_behind, text_behind
+from components.rollout.media import check_expansion, check_images, data_uri, open_images
 from slime_launch.errors import ComponentError
 from slime_launch.types import Prompt
 
@@ -21,13 +23,16 @@ _NOT_MEDIA = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_id
 class Rendered:
     """One prompt, ready.
 
-    text: the chat template's output, one placeholder an image. ids: tokens with placeholders expanded.
+    text: the chat template's output, one placeholder an image. ids: its tokens with placeholders expanded, as the
+    trainer takes them. request_ids: the same with one placeholder an image, as the engine takes them.
     media: processor outputs for the trainer's model, e.g. pixel_values [patches, features], image_grid_thw [images, 3].
     image_data: the images as data URIs, for the engine.
     """
 
+    prompt: Prompt
     text: str
     ids: list[int]
+    request_ids: list[int]
     media: dict[str, NDArray[np.generic]] = field(default_factory=dict)
     image_data: list[str] = field(default_factory=list)
 
@@ -42,29 +47,76 @@ class Renderer:
         self.tokenizer: Any = AutoTokenizer.from_pretrained(folder)
         has_images = any((folder / name).is_file() for name in ("preprocessor_config.json", "processor_config.json"))
         self._processor: Any = AutoProcessor.from_pretrained(folder) if has_images else None
+        self._ends = frozenset([self.tokenizer.eos_token_id, *_end_tokens(folder)])
 
     def render(self, prompt: Prompt) -> Rendered:
         """Apply the chat template and the processor.
 
-        Raises ComponentError for images when the checkpoint has no processor.
+        Raises ComponentError for media other than images, for images when the checkpoint has no processor, and where
+        images and placeholders do not match.
         """
-        template = self._processor or self.tokenizer
-        text: str = template.apply_chat_template(prompt.messages, tokenize=False, add_generation_prompt=True)
-        if not prompt.images:
-            return Rendered(text, self.tokenizer(text, add_special_tokens=False)["input_ids"])
-        if self._processor is None:
-            raise ComponentError(f"the prompt {text!r} has images, and the checkpoint has no image processor")
-        return self._with_images(text, prompt.images)
+        check_images(prompt.messages, prompt.images)
+        text = self._template(prompt.messages, prompt.tools)
+        if prompt.tools and text == self._template(prompt.messages, ()):
+            raise ComponentError("a prompt has tools, and the checkpoint's chat template does not show them")
+        ids = self.encode(text)
+        if prompt.images:
+            return self._with_images(prompt, text, ids)
+        if (placeholder := self._placeholder()) in ids:
+            check_expansion(ids, ids, placeholder, 0)
+        return Rendered(prompt, text, ids, ids)
 
-    def _with_images(self, text: str, files: tuple[bytes, ...]) -> Rendered:
-        from PIL import Image
+    def continuation(self, last: int, messages: Sequence[Mapping[str, Any]], prompt: Prompt) -> list[int]:
+        """Ids of ``messages`` behind an assistant turn whose last token is ``last``, the next assistant turn opened.
 
-        images = [Image.open(io.BytesIO(file)).convert("RGB") for file in files]
+        The end of that turn is among them unless ``last`` is it. See ``components.rollout.chat``.
+        """
+        text = text_behind(lambda whole: self._template(whole, prompt.tools), messages)
+        ids = ids_behind(self.tokenizer, text, messages)
+        if (placeholder := self._placeholder()) in ids:
+            check_expansion(ids, ids, placeholder, 0)
+        return ids[1:] if ids[:1] == [last] and last in self._ends else ids
+
+    def encode(self, text: str) -> list[int]:
+        """Ids of text, no special tokens added."""
+        ids: list[int] = self.tokenizer(text, add_special_tokens=False)["input_ids"]
+        return ids
+
+    def decode(self, ids: Sequence[int]) -> str:
+        """Text of response ids, special tokens left out."""
+        return str(self.tokenizer.decode(list(ids), skip_special_tokens=True))
+
+    def _template(self, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]]) -> str:
+        shown = {"tools": list(tools)} if tools else {}
+        return str(
+            (self._processor or self.tokenizer).apply_chat_template(
+                list(messages), tokenize=False, add_generation_prompt=True, **shown
+            )
+        )
+
+    def _placeholder(self) -> int:
+        """The token that stands for an image; -1 where there is none."""
+        return int(getattr(self._processor, "image_token_id", None) or -1)
+
+    def _with_images(self, prompt: Prompt, text: str, short: list[int]) -> Rendered:
+        if self._placeholder() < 0:
+            raise ComponentError(f"the prompt {text!r:.200} has images, and the checkpoint has no image processor")
+        check_expansion(short, short, self._placeholder(), len(prompt.images))
+        images = open_images(prompt.images)
         out = self._processor(text=[text], images=images, return_tensors="np", add_special_tokens=False)
         media = {name: np.asarray(value) for name, value in out.items() if name not in _NOT_MEDIA}
-        uris = ["data:image/png;base64," + base64.b64encode(file).decode() for file in files]
-        return Rendered(text, np.asarray(out["input_ids"])[0].tolist(), media, uris)
+        ids: list[int] = np.asarray(out["input_ids"])[0].tolist()
+        check_expansion(short, ids, self._placeholder(), len(images))
+        return Rendered(prompt, text, ids, short, media, [data_uri(image) for image in images])
 
-    def decode(self, ids: list[int]) -> str:
-        """Text of response ids, special tokens left out."""
-        return str(self.tokenizer.decode(ids, skip_special_tokens=True))
+
+def _end_tokens(folder: Path) -> list[int]:
+    """Tokens that end an assistant turn, as the checkpoint says."""
+    for name in ("generation_config.json", "config.json"):
+        try:
+            ends = json.loads((folder / name).read_text()).get("eos_token_id")
+        except (OSError, ValueError):
+            continue
+        if ends is not None:
+            return list(ends) if isinstance(ends, list) else [ends]
+    return []

@@ -10,7 +10,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from components.sglang import SGLANG_VERSION, banned, caches, cpu, epd, private, seeds, sockets
+from components.sglang import SGLANG_VERSION, banned, caches, cpu, epd, private, seeds, sockets, tokens
 
 KIND_ENV = "SLIME_LAUNCH_SERVER_KIND"
 ENCODER, TOKENIZER, SCHEDULER, OTHER = "encoder", "tokenizer", "scheduler", "other"
@@ -32,6 +32,7 @@ HOOKS = (
     Hook(epd.TOKENIZER_TARGET, epd.refuse_local_encoding, "AFTER", (TOKENIZER,)),
     Hook(epd.TOWER_TARGET, epd.disable_local_tower, "AFTER", (SCHEDULER,)),
     Hook(sockets.STORE_TARGET, sockets.create_bound_store, "AROUND", (SCHEDULER, ENCODER)),
+    Hook(tokens.LOAD_TARGET, tokens.keep_ids, "AROUND", (TOKENIZER,)),
     Hook(private.INFO_TARGET, private.redact_tokens, "AFTER", (TOKENIZER,)),
     Hook(caches.FLUSH_TARGET, caches.forget_images, "AFTER", (SCHEDULER,)),
     Hook(banned.SAMPLER_TARGET, banned.ban_tokens, "AFTER", (SCHEDULER,)),

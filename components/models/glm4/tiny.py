@@ -17,7 +17,7 @@ CONFIG = Path(__file__).parent / "configs" / "tiny.json"
 CHAT_TEMPLATE = """\
 [gMASK]<sop>
 {%- for message in messages -%}
-{{- "<|" + message.role + "|>\n" -}}
+{{- "<|" + ("observation" if message.role == "tool" else message.role) + "|>\n" -}}
 {%- if message.content is string -%}
 {{- message.content -}}
 {%- else -%}

@@ -21,7 +21,7 @@ EOS = ("<|endoftext|>", "<|user|>", "<|observation|>")
 CHAT_TEMPLATE = """\
 [gMASK]<sop>
 {%- for message in messages -%}
-{{- "<|" + message.role + "|>\n" -}}
+{{- "<|" + ("observation" if message.role == "tool" else message.role) + "|>\n" -}}
 {%- if message.content is string -%}
 {{- message.content -}}
 {%- else -%}

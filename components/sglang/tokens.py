@@ -1,0 +1,30 @@
+"""Image requests by token ids: the engine keeps the ids it is sent, and tokenises no text that it made from them."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+LOAD_TARGET = "sglang.srt.multimodal.processors.base_processor.BaseMultimodalProcessor.load_mm_data"
+
+
+async def keep_ids(original: Callable[..., Awaitable[Any]], processor: Any, *args: Any, **kwargs: Any) -> Any:
+    """Give the image processor the text of a request's ids only up to its last image, and keep the ids themselves.
+
+    SGLang decodes all ids, looks for placeholders in that text, and puts its own expansion into the ids
+    (SGLANG_MM_AVOID_RETOKENIZE); a response that spells a placeholder out would be one image short. What comes behind
+    the last image has no part in this. Where SGLang falls back to the text, the count of tokens gives it away.
+    """
+    ids = kwargs.get("prompt")
+    image = getattr(kwargs.get("multimodal_tokens"), "image_token_id", None)
+    if not isinstance(ids, list) or kwargs.get("video_data") or kwargs.get("audio_data") or image not in ids:
+        return await original(processor, *args, **kwargs)
+    output = await original(processor, *args, **kwargs | {"prompt": _head(ids, image)})
+    output.input_ids = ids
+    return output
+
+
+def _head(ids: Sequence[int], image: Any) -> list[int]:
+    """The ids up to the last image's closing bracket."""
+    last = len(ids) - 1 - list(reversed(ids)).index(image)
+    return list(ids[: last + 2])

@@ -1,0 +1,53 @@
+"""Engines without servers: a session that answers what the test says, and checkpoints to render with."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from components.rollout.engine import SampleEngine, new_sample
+from components.rollout.prompts import Renderer
+from slime_launch.types import Prompt, Sample
+
+Turn = Sequence[int] | Mapping[str, Any]
+"""The ids that an engine samples, or entries of its ``meta_info`` over those of a good answer."""
+
+
+class Script:
+    """A session that gives the next turn at each request, and keeps the requests."""
+
+    def __init__(self, turns: Sequence[Turn], expands: int = 0) -> None:
+        """``expands``: tokens that the engine puts in for the images of a request."""
+        self.turns = list(turns)
+        self.bodies: list[Mapping[str, Any]] = []
+        self._expands = expands
+
+    async def generate(self, body: Mapping[str, Any]) -> dict[str, Any]:
+        self.bodies.append(body)
+        turn = self.turns.pop(0)
+        own = turn if isinstance(turn, Mapping) else {"ids": turn}
+        ids = list(own.get("ids", []))
+        meta: dict[str, Any] = {
+            "prompt_tokens": len(body["input_ids"]) + (self._expands if "image_data" in body else 0),
+            "completion_tokens": len(ids),
+            "output_token_logprobs": [[-0.5 - 0.25 * number, token, None] for number, token in enumerate(ids)],
+            "finish_reason": {"type": "stop"},
+            "weight_version": "3",
+        }
+        return {"meta_info": meta | {name: value for name, value in own.items() if name != "ids"}}
+
+
+def begin(
+    renderer: Renderer, prompt: Prompt, turns: Sequence[Turn], max_new_tokens: int = 1000
+) -> tuple[SampleEngine, Sample, Script]:
+    """An engine, a sample that has not begun, and the session behind them."""
+    rendered = renderer.render(prompt)
+    script = Script(turns, len(rendered.ids) - len(rendered.request_ids))
+    engine = SampleEngine(script, renderer, rendered, {"temperature": 1.0, "max_new_tokens": max_new_tokens})
+    return engine, new_sample(rendered, 4, 2), script
+
+
+def ask(text: str, images: Sequence[bytes] = (), **fields: Any) -> Prompt:
+    """A prompt of one user message, its images first."""
+    content: Any = [*({"type": "image"} for _ in images), {"type": "text", "text": text}] if images else text
+    return Prompt([{"role": "user", "content": content}], "", tuple(images), **fields)
