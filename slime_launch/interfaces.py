@@ -163,7 +163,7 @@ class Engine(Protocol):
         """
 
     def part(self, sample: Sample, messages: Sequence[Mapping[str, Any]]) -> Sample:
-        """A further sample of the same rollout that begins with a prompt of its own; images stay the prompt's, or go."""
+        """A further sample of the same rollout with a prompt of its own; images stay the prompt's, or go."""
 
     def encode(self, text: str) -> list[int]:
         """Ids of text, no special tokens added."""
