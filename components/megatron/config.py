@@ -83,6 +83,8 @@ def model_config(
         "pipeline_dtype": dtype,
         "params_dtype": dtype,
         "variable_seq_lengths": sizes.pp > 1,
+        # Messages between two stages that are each other's next and previous need an order.
+        "batch_p2p_comm": sizes.vpp == 1,
         # The only dispatcher that Megatron accepts beside the line above; a dense model uses none.
         "moe_token_dispatcher_type": "alltoall",
         # The loss is a sum over tokens; Megatron divides its gradient by the tokens of the whole step.

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
 import sys
 from pathlib import Path
 from typing import Any
 
+from tests.components.megatron.helpers import ROOT, random_samples
+
 
 def run(jobs: dict[str, Any], rank: int) -> dict[str, Any]:
-    """Each job: settings of a trainer and how many train calls; saves before and after them. Metrics by job."""
+    """Each job: settings of a trainer and how many train calls. Metrics by job.
+
+    Beside ``out``: checkpoints before and after them, and with ``gradients`` the first step's as safetensors.
+    """
     from components.megatron.trainer import MegatronTrainer
-    from tests.components.megatron.helpers import random_samples
 
     answers = {}
     for name, job in jobs.items():
@@ -19,12 +25,51 @@ def run(jobs: dict[str, Any], rank: int) -> dict[str, Any]:
         try:
             trainer.start({})
             trainer.save_hf(job["out"] + "-before")
+            if job.get("gradients"):
+                save_gradients(trainer, job["out"] + "-gradients.safetensors")
             answers[name] = [
                 trainer.train(step, random_samples(job["settings"]["family"])) for step in range(job["steps"])
             ]
             trainer.save_hf(job["out"] + "-after")
         finally:
             trainer.stop()
+    return answers
+
+
+def save_gradients(trainer: Any, file: str) -> None:
+    """The first step's gradients, by Hugging Face name, whole: they map as the weights do."""
+    import torch
+    from safetensors.torch import save_file
+
+    from components.megatron.training import _cut
+
+    parts, samples = trainer._ready(), random_samples(trainer.family)
+    parts.optimizer.zero_grad()
+    parts.stepper.gradients(_cut(parts, samples, 1)[0])
+    weights = dict(parts.weights.tensors)
+    parts.weights.tensors = {
+        name: getattr(weight, "main_grad", torch.zeros(weight.shape)) for name, weight in weights.items()
+    }
+    gradients = {name: value.clone() for name, value in parts.weights.export(encoders=False)}
+    parts.weights.tensors = weights
+    parts.optimizer.zero_grad()
+    if trainer.rank == 0:
+        save_file(gradients, file)
+
+
+def run_world(folder: Path, jobs: dict[str, Any], ranks: int) -> dict[str, Any]:
+    """Run jobs in so many processes; metrics by job."""
+    file = folder / f"jobs-{ranks}.json"
+    file.write_text(json.dumps(jobs))
+    env = os.environ | {"OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    command = [sys.executable, "-W", "ignore", "-m", "tests.components.megatron.worker", str(file)]
+    world = [subprocess.Popen([*command, str(rank)], cwd=ROOT, env=env) for rank in range(ranks)]
+    try:
+        assert [process.wait(timeout=180) for process in world] == [0] * ranks
+    finally:
+        for process in world:
+            process.kill()
+    answers: dict[str, Any] = json.loads(file.with_suffix(".answers").read_text())
     return answers
 
 

@@ -10,8 +10,7 @@ import torch
 from safetensors.torch import load_file
 
 from tests.components.megatron.helpers import trainer_settings, write_random
-from tests.components.megatron.test_parallel import run_world
-from tests.components.megatron.worker import run
+from tests.components.megatron.worker import run, run_world
 
 SHAPES: dict[str, dict[str, Any]] = {
     "qwen3_moe": {"vocab_size": 113, "num_hidden_layers": 2, "mlp_only_layers": [1]},

@@ -1,0 +1,88 @@
+"""Real ranks over gloo: whatever the layout, one rank's checkpoint, loss, gradients and trained weights."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from tests.components.megatron.helpers import OPTIM, trainer_settings, write_random
+from tests.components.megatron.worker import run, run_world
+
+MODELS: dict[str, dict[str, Any]] = {
+    "llama3": {
+        "num_hidden_layers": 4, "vocab_size": 113, "head_dim": 24, "intermediate_size": 96, "num_key_value_heads": 2,
+        "attention_bias": True, "mlp_bias": True,
+    },
+    "glm_omni": {"num_hidden_layers": 4, "vocab_size": 113, "tie_word_embeddings": True},
+}  # fmt: skip
+"""A gated MLP with biases, and a model with images and tied embeddings; both with a vocabulary that must be padded."""
+LAYOUTS: dict[str, dict[str, int]] = {
+    "tp2": {"tp": 2, "world_size": 2},
+    "pp2": {"pp": 2, "world_size": 2},
+    "dp2": {"world_size": 2},
+    "pp2vpp2": {"pp": 2, "vpp": 2, "world_size": 2},
+    "tp2pp2": {"tp": 2, "pp": 2, "world_size": 4},
+}
+STEPS = 3
+# Adam turns the rounding of gradients near zero into steps of up to the learning rate.
+SLOW = OPTIM | {"lr": 3e-4}
+CASES = [(model, layout) for model in MODELS for layout in LAYOUTS]
+Runs = tuple[Path, dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
+    """Every model in every layout, and alone: train metrics by job; checkpoints and gradients beside them."""
+    root = tmp_path_factory.mktemp("layouts")
+    for model, shape in MODELS.items():
+        write_random(root / model, model, **shape)
+
+    def job(model: str, layout: str, **sizes: int) -> dict[str, Any]:
+        settings = trainer_settings(root / model, model, optim=SLOW, **sizes)
+        return {"settings": settings, "steps": STEPS, "out": str(root / f"{model}-{layout}"), "gradients": True}
+
+    answers = run({f"{model}-alone": job(model, "alone") for model in MODELS}, 0)
+    for ranks in (2, 4):
+        answers |= run_world(
+            root,
+            {f"{model}-{layout}": job(model, layout, **LAYOUTS[layout])
+             for model, layout in CASES if LAYOUTS[layout]["world_size"] == ranks},
+            ranks,
+        )  # fmt: skip
+    return root, answers
+
+
+@pytest.mark.parametrize(("model", "layout"), CASES)
+def test_exports_before_training_are_the_checkpoint_bit_for_bit(model: str, layout: str, runs: Runs) -> None:
+    stored, saved = (load_file(runs[0] / name / "model.safetensors") for name in (model, f"{model}-{layout}-before"))
+    assert stored.keys() == saved.keys()
+    assert all(torch.equal(stored[name], saved[name]) for name in stored)
+
+
+@pytest.mark.parametrize(("model", "layout"), CASES)
+def test_loss_and_gradients_are_those_of_one_rank(model: str, layout: str, runs: Runs) -> None:
+    root, answers = runs
+    for mine, alone in zip(answers[f"{model}-{layout}"], answers[f"{model}-alone"], strict=True):
+        assert mine["train/loss"] == pytest.approx(alone["train/loss"], abs=1e-6)
+        assert mine["train/grad_norm"] == pytest.approx(alone["train/grad_norm"], rel=1e-4)
+        for name in ("train/entropy", "train/train_rollout_logprob_abs_diff"):
+            assert mine[name] == pytest.approx(alone[name], abs=1e-4)
+    mine, alone = (load_file(root / f"{model}-{name}-gradients.safetensors") for name in (layout, "alone"))
+    assert mine.keys() == alone.keys() and len(alone) > 30
+    assert all(alone[name].norm() > 0 for name in alone)
+    apart = {name: float((mine[name] - alone[name]).norm() / alone[name].norm()) for name in alone}
+    assert max(apart.values()) <= 1e-5, apart
+
+
+@pytest.mark.parametrize(("model", "layout"), CASES)
+def test_trained_weights_agree(model: str, layout: str, runs: Runs) -> None:
+    names = (model, f"{model}-alone-after", f"{model}-{layout}-after")
+    stored, alone, mine = (load_file(runs[0] / name / "model.safetensors") for name in names)
+    moved = torch.cat([(alone[name] - stored[name]).flatten() for name in stored])
+    apart = torch.cat([(alone[name] - mine[name]).flatten() for name in stored])
+    assert moved.abs().max() > 8e-4
+    assert apart.abs().max() <= 1e-4 and apart.norm() <= 1e-3 * moved.norm()
