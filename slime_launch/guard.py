@@ -2,8 +2,8 @@
 
 The parent holds the write end of a pipe. The guard waits for the command to end or for the pipe to reach end of file
 (the parent closed it, or died in whatever way), then ends every descendant, those that moved to sessions of their own
-included: it is their subreaper, so none can slip away. Run as a script it uses the standard library only and starts in
-20 ms.
+included: it is their subreaper, so none can slip away. What they leave of temporary files is in a folder of its own and
+goes last. Run as a script it uses the standard library only and starts in 20 ms.
 """
 
 from __future__ import annotations
@@ -11,9 +11,11 @@ from __future__ import annotations
 import ctypes
 import os
 import select
+import shutil
 import signal
 import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -33,19 +35,29 @@ class Guarded:
 
     @classmethod
     def start(
-        cls, argv: Sequence[str], *, env: Mapping[str, str], log: Path, grace_s: float = 3.0, cwd: Path | None = None
+        cls,
+        argv: Sequence[str],
+        *,
+        env: Mapping[str, str],
+        log: Path,
+        grace_s: float = 3.0,
+        cwd: Path | None = None,
+        scratch: Path | None = None,
     ) -> Guarded:
         """Run ``argv`` in a session of its own, its output appended to ``log`` (mode 0600).
 
-        grace_s: seconds between SIGTERM and SIGKILL when it is ended.
+        grace_s: seconds between SIGTERM and SIGKILL when it is ended. scratch: its TMPDIR, removed in the end; None
+        makes one.
         """
         read_end, lifeline = os.pipe()
-        guard = [sys.executable, "-I", "-S", str(Path(__file__).resolve()), str(read_end), str(grace_s), *argv]
+        temp = str(scratch or tempfile.mkdtemp(prefix="slime-launch-"))
+        own = [str(Path(__file__).resolve()), str(read_end), str(grace_s), temp]
+        guard = [sys.executable, "-I", "-S", *own, *argv]
         try:
             with open(os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600), "wb") as out:
                 process = subprocess.Popen(
                     guard,
-                    env=dict(env),
+                    env={**env, "TMPDIR": temp},
                     stdin=subprocess.DEVNULL,
                     stdout=out,
                     stderr=subprocess.STDOUT,
@@ -138,7 +150,7 @@ def _die_with_guard() -> None:
     ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
 
 
-def _guard(lifeline: int, grace_s: float, argv: list[str]) -> int:
+def _guard(lifeline: int, grace_s: float, scratch: str, argv: list[str]) -> int:
     ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1)
     for number in (signal.SIGINT, signal.SIGHUP):
         signal.signal(number, signal.SIG_IGN)
@@ -150,10 +162,11 @@ def _guard(lifeline: int, grace_s: float, argv: list[str]) -> int:
     # reap the command itself here, before the general reaping could take its exit code
     code = child.poll()
     _end_descendants(grace_s)
+    shutil.rmtree(scratch, ignore_errors=True)
     if code is None:
         code = child.returncode if child.returncode is not None else -signal.SIGTERM
     return code if code >= 0 else 128 - code
 
 
 if __name__ == "__main__":
-    sys.exit(_guard(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3:]))
+    sys.exit(_guard(int(sys.argv[1]), float(sys.argv[2]), sys.argv[3], sys.argv[4:]))

@@ -168,8 +168,10 @@ class Server:
         on_cpu = self.site.server_args.get("device") == "cpu"
         paths = [str(cpu.KERNELS)] * on_cpu + [str(_ROOT), os.environ.get("PYTHONPATH", "")]
         platform = cpu.environment(self.site.server_args) if on_cpu else {}
+        # what is compiled outlives the server, whose own temporary folder does not
+        kept = {"TORCHINDUCTOR_CACHE_DIR": f"/tmp/torchinductor_{os.getuid()}"}
         own = {KIND_ENV: self._kind_name, "PYTHONPATH": os.pathsep.join(filter(None, paths)), "PYTHONSAFEPATH": "1"}
-        return os.environ | kinds.network_env(self.site.host) | platform | own | self._env
+        return kept | os.environ | kinds.network_env(self.site.host) | platform | own | self._env
 
     def _title(self) -> str:
         return f"server {self.site.name} ({self._kind_name}, {self.site.url})"

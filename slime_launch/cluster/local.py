@@ -52,7 +52,9 @@ class LocalCluster:
             env = actor_environment(request.allow_targets) | loopback_environment() | token_environment(token)
             os.environ.update(env)
             os.environ.pop("RAY_AUTH_TOKEN", None)  # would win over the file
-            guarded = Guarded.start(_head(request, temp), env=os.environ, log=request.log, grace_s=_GRACE_S)
+            guarded = Guarded.start(
+                _head(request, temp), env=os.environ, log=request.log, grace_s=_GRACE_S, scratch=temp
+            )
             stack.callback(guarded.stop)
             _await_head(guarded, request.log)
             stack.enter_context(ray_session(f"127.0.0.1:{request.port}"))

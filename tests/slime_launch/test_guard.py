@@ -68,6 +68,20 @@ time.sleep(60)
     assert wait_gone(pids)
 
 
+def test_temporary_files_go_with_the_tree(tmp_path: Path) -> None:
+    log = tmp_path / "log"
+    code = "import os, tempfile, time; print(os.environ['TMPDIR'], tempfile.mkdtemp(), flush=True); time.sleep(60)"
+    guarded = Guarded.start([sys.executable, "-c", code], env=os.environ, log=log, grace_s=0.3)
+    for _ in range(200):
+        if len(log.read_text().split()) == 2:
+            break
+        time.sleep(0.05)
+    folder, inside = map(Path, log.read_text().split())
+    assert inside.is_dir() and inside.parent == folder
+    guarded.stop()
+    assert not folder.exists()
+
+
 def test_exit_code_and_orphans_of_a_command_that_ends(tmp_path: Path) -> None:
     code = TREE.replace("time.sleep(60)", "sys.exit(7)")
     log = tmp_path / "log"
