@@ -82,6 +82,19 @@ class HasEncoders(Protocol):
         """The towers by name."""
 
 
+@runtime_checkable
+class TakesHead(Protocol):
+    """A model whose forward takes ``head``: called on the last stage in the place of the output layer.
+
+    Its arguments are the last norm's output [S, B, hidden] and the output layer's weight [vocabulary, hidden], this
+    rank's parts of them. A model without it gives the logits of all places.
+    """
+
+    @property
+    def takes_head(self) -> bool:
+        """Whether this one does, as it was configured."""
+
+
 Positions = Callable[[HFConfig, Sequence[int], Media], NDArray[np.int64]]
 
 

@@ -19,6 +19,7 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.functional import dropout as drop
 
+from components.models.attention import TorchAttention
 from components.models.dense import Biases
 from components.models.rope import Rope
 
@@ -46,12 +47,37 @@ class BatchRotary(torch.nn.Module):  # type: ignore[misc]
 
 
 class DecoderModel(GPTModel):  # type: ignore[misc]
-    """A GPTModel whose rotary positions are those of config.json (``config.rope``)."""
+    """A GPTModel whose rotary positions are those of config.json (``config.rope``); components.models.base.TakesHead."""
 
     def __init__(self, config: TransformerConfig, *args: Any, **gpt: Any) -> None:
         super().__init__(config, *args, **gpt)
+        self._head: Callable[..., Any] | None = None
         if self.position_embedding_type == "mrope":
             self.rotary_pos_emb: Any = BatchRotary(config.rope, config.rotary_interleaved)
+
+    @property
+    def takes_head(self) -> bool:
+        """Not with multi-token prediction, whose layers go to the output layer too."""
+        return self.config.mtp_num_layers is None
+
+    def forward(self, *args: Any, head: Callable[..., Any] | None = None, **gpt: Any) -> Any:
+        """As GPTModel's; on the last stage ``head``, where given, has the place of the output layer.
+
+        It is called with the last norm's output [S, B, hidden] (with sequence parallelism this rank's part of S) and
+        the output layer's weight [vocabulary of this rank, hidden]; what it returns is returned.
+        """
+        self._head = head
+        try:
+            return super().forward(*args, **gpt)
+        finally:
+            self._head = None
+
+    def _postprocess(self, hidden_states: Tensor, *args: Any, **kwargs: Any) -> Any:
+        if self._head is None or not self.post_process:
+            return super()._postprocess(hidden_states, *args, **kwargs)
+        tied = self.share_embeddings_and_output_weights
+        weight = self.shared_embedding_or_output_weight() if tied else self.output_layer.weight
+        return self._head(hidden_states, weight)
 
 
 class PostNormAdd(torch.nn.Module):  # type: ignore[misc]
@@ -94,6 +120,7 @@ def local_layer_spec(config: TransformerConfig, biases: Biases, post_norms: bool
     biases: which linears have them. post_norms: GLM's norms after attention and MLP.
     """
     spec = get_gpt_layer_local_spec(qk_layernorm=config.qk_layernorm, normalization=config.normalization)
+    spec.submodules.self_attention.submodules.core_attention = TorchAttention
     parts: dict[str, Any] = {}
     if biases.mlp and not biases.proj:
         parts["self_attention"] = replace(spec.submodules.self_attention, module=UnbiasedAttention)

@@ -137,9 +137,13 @@ def block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBl
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
     from megatron.core.transformer.torch_norm import WrappedTorchNorm
 
+    from components.models.attention import TorchAttention
+
     spec = get_gpt_decoder_block_spec(
         config, use_transformer_engine=False, normalization=config.normalization, vp_stage=vp_stage
     )
+    for layer in spec.layer_specs:
+        layer.submodules.self_attention.submodules.core_attention = TorchAttention
     # Megatron's choice for the last norm is Apex's where there is one, which has no RMSNorm.
     return replace(spec, layer_norm=WrappedTorchNorm)
 
