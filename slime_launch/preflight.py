@@ -18,14 +18,16 @@ from slime_launch import interfaces
 from slime_launch.errors import LaunchError, Problem
 from slime_launch.plan import Actor, LaunchPlan
 from slime_launch.schema import Config
+from slime_launch.schema.reward import own_node
 from slime_launch.targets import resolve
 
 
 @dataclass(frozen=True)
 class Role:
-    """What a node's target must be: a class of a Protocol (None: any callable), called with these keywords too."""
+    """What a node's target must be: a class of a Protocol, or of one of several (None: any callable), called with
+    these keywords too."""
 
-    protocol: type | None
+    protocol: type | tuple[type, ...] | None
     runtime: tuple[str, ...] = ()
 
 
@@ -36,12 +38,13 @@ def _nodes(config: Config) -> Iterator[tuple[str, dict[str, Any], Role]]:
     yield "data", config.data, Role(interfaces.DataSource, ("seed",))
     yield "reward.mix", config.reward.mix, Role(interfaces.Reward, ("parts",))
     for name, node in config.reward.parts.items():
-        yield f"reward.parts.{name}", _without(node, "weight"), Role(interfaces.Reward)
+        yield f"reward.parts.{name}", own_node(node), Role(_PARTS)
     for name, node in config.tracking.trackers.items():
         yield f"tracking.trackers.{name}", node, Role(interfaces.Tracker, ("run_dir",))
     yield "driver.loop", config.driver.loop, Role(None, ("loop",))
 
 
+_PARTS = (interfaces.Reward, interfaces.SingleReward, interfaces.GroupReward)
 _ACTOR_KEYS = {
     "checkpoint": "model.tiny", "trainer": "trainer.worker", "rollout": "rollout.worker", "router": "rollout.server",
     "external": "rollout.external",
@@ -121,14 +124,23 @@ def _check(key: str, node: Mapping[str, Any], role: Role) -> Iterator[Problem]:
         takes = ", ".join(inspect.signature(found).parameters)
         yield Problem(key, target, f"cannot be called with {sorted(given)}: {error}", f"it takes {takes}")
     if role.protocol is not None and inspect.isclass(found):
-        yield from _missing(key, target, found, role.protocol)
+        yield from _missing(key, target, found, _protocol(found, role.protocol))
+
+
+def _protocol(found: type, allowed: type | tuple[type, ...]) -> type:
+    """Of several Protocols the first whose methods the class has by name, else the first."""
+    if isinstance(allowed, type):
+        return allowed
+    return next((one for one in allowed if all(hasattr(found, name) for name in _methods(one))), allowed[0])
+
+
+def _methods(protocol: type) -> dict[str, Any]:
+    return {name: method for name, method in inspect.getmembers(protocol, inspect.isfunction) if name[0] != "_"}
 
 
 def _missing(key: str, target: str, found: type, protocol: type) -> Iterator[Problem]:
     """Methods of the Protocol that a class lacks, cannot be called alike, or that must be async and are not."""
-    for name, wanted in inspect.getmembers(protocol, inspect.isfunction):
-        if name.startswith("_"):
-            continue
+    for name, wanted in _methods(protocol).items():
         mend = f"see {protocol.__module__}.{protocol.__name__}"
         method = getattr(found, name, None)
         if not callable(method):
@@ -141,10 +153,6 @@ def _missing(key: str, target: str, found: type, protocol: type) -> Iterator[Pro
             except TypeError:
                 reason = f"{name}{inspect.signature(method)} cannot be called as {name}{inspect.signature(wanted)}"
                 yield Problem(f"{key}._target_", target, reason, mend)
-
-
-def _without(node: Mapping[str, Any], name: str) -> dict[str, Any]:
-    return {key: value for key, value in node.items() if key != name}
 
 
 def _unique(problems: list[Problem]) -> list[Problem]:

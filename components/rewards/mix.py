@@ -1,100 +1,148 @@
-"""The weighted sum of named reward parts."""
+"""The mixer: one reward from named parts, each with its weight, its data sources and its way to fail."""
 
 from __future__ import annotations
 
-import asyncio
-import json
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from components.rewards.combine import combine, in_range, z_scores
+from components.rewards.part import Part, build_reward, describe, together
 from slime_launch.errors import ComponentError
-from slime_launch.interfaces import Reward
-from slime_launch.targets import instantiate
-from slime_launch.types import Sample
+from slime_launch.interfaces import Closes, Connects, Stepped
+from slime_launch.schema.reward import build_part, mix_problems, own_node
+from slime_launch.types import Endpoint, Metrics, Sample
+
+RAW_REWARD = "raw_reward"
+"""Key of ``Prompt.metadata`` under which a data source gives the value to report."""
 
 
 class Mix:
-    """Scores each sample by every part and adds them up.
+    """Scores each sample by the parts that serve its source and combines their scores.
 
-    parts: name -> ``{_target_: ..., weight: ..., **arguments}``; ``weight`` is the mixer's, the rest is the part's.
-    Raises ComponentError when there is no part, a weight is not above zero, or two parts are the same.
+    parts: name -> ``{_target_: ..., **arguments}`` with the mixer's own keys beside them: weight, sources, normalise,
+        gate, on_error, deadline_s (``slime_launch.schema.reward.PartConfig``). A part is a Reward, a SingleReward or a
+        GroupReward.
+    mode: how the parts that are no gates are combined, see ``combine``; gates then multiply the result.
+    concurrency: calls at once of each part that is asked for single samples or groups.
+    Raises ComponentError with everything wrong with the parts.
     """
 
-    def __init__(self, parts: Mapping[str, Mapping[str, Any]]) -> None:
-        if not parts:
-            raise ComponentError("reward.parts: empty; name at least one part")
-        self._weights = {name: _weight(name, node) for name, node in parts.items()}
-        nodes = {name: {k: v for k, v in node.items() if k != "weight"} for name, node in parts.items()}
-        _refuse_duplicates(nodes)
-        self._parts = {name: _build(name, node) for name, node in nodes.items()}
+    def __init__(self, parts: Mapping[str, Mapping[str, Any]], mode: str = "sum", concurrency: int = 64) -> None:
+        problems = [str(problem) for problem in mix_problems(parts, mode, "reward")]
+        if concurrency < 1:
+            problems.append(f"error: reward.mix.concurrency={concurrency}: nothing would be scored; give 1 or more")
+        if problems:
+            raise ComponentError("\n".join(problems))
+        self._mode = mode
+        self._parts = {name: _part(name, node, concurrency) for name, node in parts.items()}
+        self.begin_step(0)
+
+    def begin_step(self, step: int) -> None:
+        """Take the weights of a step; parts that change over the run are told too."""
+        self._weights = {name: part.config.weight_at(step) for name, part in self._parts.items()}
+        for part in self._parts.values():
+            if isinstance(part.reward, Stepped):
+                part.reward.begin_step(step)
+
+    def connect(self, endpoints: Mapping[str, Endpoint]) -> None:
+        """Hand the routers to the parts that ask models."""
+        for part in self._parts.values():
+            if isinstance(part.reward, Connects):
+                part.reward.connect(endpoints)
+
+    async def close(self) -> None:
+        """Let the parts give back what they hold."""
+        await together([part.reward.close() for part in self._parts.values() if isinstance(part.reward, Closes)])
+
+    def unserved(self, sources: Sequence[str]) -> list[str]:
+        """The data sources among these whose samples no part scores, sorted."""
+        return sorted({source for source in sources if not any(p.config.serves(source) for p in self._parts.values())})
+
+    def counts(self) -> Metrics:
+        """What went wrong since the last call: ``rollout/reward_errors/<part>``, failed calls, for every part; where
+        there are any, ``rollout/reward_fallbacks/<part>`` and ``rollout/reward_dropped/<part>``, samples."""
+        found: Metrics = {}
+        for name, part in self._parts.items():
+            part.counts.setdefault("errors", 0)
+            found |= {f"rollout/reward_{kind}/{name}": float(count) for kind, count in part.counts.items()}
+            part.counts.clear()
+        return found
 
     async def score(self, samples: Sequence[Sample]) -> list[float]:
-        """One weighted sum a sample; also writes ``reward_parts`` (unweighted), ``raw_reward`` and ``reward``.
+        """One reward a sample; whole groups at a time. Writes into each sample
 
-        Raises ComponentError naming the part and the sample when a part fails: never a silent zero.
+        - ``reward_parts``: the scores by part, before weight and normalise, of the parts that serve it;
+        - ``reward``: their mix;
+        - ``raw_reward``, the value to report: what ``prompt.metadata["raw_reward"]``, its generation or one of the
+          parts says, else the mix as it is without z-scores, which equals ``reward`` where no part has any. What an
+          earlier scoring wrote is forgotten;
+        - ``dropped``, where a part that drops what it cannot score failed; its reward is nan then. Samples that were
+          dropped before are not scored.
+
+        Raises ComponentError when a part that is to stop the run fails, naming part and sample, and for samples whose
+        sources no part serves, naming all of these.
         """
-        columns = await asyncio.gather(*(self._column(name, samples) for name in self._parts))
-        for sample, scores in zip(samples, zip(*columns, strict=True), strict=True):
-            sample.reward_parts = dict(zip(self._parts, scores, strict=True))
-            sample.raw_reward = sum(self._weights[name] * score for name, score in sample.reward_parts.items())
-            sample.reward = sample.raw_reward
+        live = [sample for sample in samples if not sample.dropped]
+        if missing := self.unserved([sample.prompt.source for sample in live]):
+            raise ComponentError(
+                f"reward.parts: no part scores samples of {', '.join(missing)}; name them in the sources of a part"
+            )
+        for sample in live:
+            if sample.reward_parts:
+                sample.reward_parts, sample.raw_reward = {}, None
+        columns = await together([self._ask(part, live) for part in self._parts.values()])
+        for name, column in zip(self._parts, columns, strict=True):
+            for sample, score in column:
+                if score is None:
+                    sample.dropped = f"reward {name} failed"
+                else:
+                    sample.reward_parts[name] = score
+        for sample in samples:
+            if sample.dropped:
+                sample.reward = math.nan
+        self._mix([sample for sample in live if not sample.dropped])
         return [sample.reward for sample in samples]
 
-    async def _column(self, name: str, samples: Sequence[Sample]) -> list[float]:
-        part = self._parts[name]
-        try:
-            scores = await part.score(samples)
-        except Exception as error:
-            raise await _blame(name, part, samples, error) from error
-        if len(scores) != len(samples):
-            raise ComponentError(f"reward.parts.{name}: gave {len(scores)} scores for {len(samples)} samples")
-        for sample, score in zip(samples, scores, strict=True):
-            if not math.isfinite(score):
-                raise ComponentError(f"reward.parts.{name}: score {score} for {_describe(sample)}")
-        return list(scores)
+    async def _ask(self, part: Part, live: Sequence[Sample]) -> list[tuple[Sample, float | None]]:
+        """One part's scores of the samples that it serves."""
+        served = [sample for sample in live if part.config.serves(sample.prompt.source)]
+        return list(zip(served, await part.scores(served), strict=True))
+
+    def _mix(self, samples: Sequence[Sample]) -> None:
+        plain: list[dict[str, float]] = [{} for _ in samples]
+        normal: list[dict[str, float]] = [{} for _ in samples]
+        for name, part in self._parts.items():
+            rows = [row for row, sample in enumerate(samples) if name in sample.reward_parts]
+            own = [samples[row] for row in rows]
+            scores = [sample.reward_parts[name] for sample in own]
+            if isinstance(part.config.normalise, tuple):
+                scores = in_range(scores, *part.config.normalise)
+            final = z_scores(own, scores) if part.config.normalise == "group" else scores
+            for row, score, value in zip(rows, scores, final, strict=True):
+                plain[row][name], normal[row][name] = score, value
+        for sample, before, after in zip(samples, plain, normal, strict=True):
+            sample.reward = self._combine(after)
+            sample.raw_reward = _given_raw(sample, self._combine(before))
+
+    def _combine(self, scores: Mapping[str, float]) -> float:
+        gates = {name: score for name, score in scores.items() if self._parts[name].config.gate}
+        mixed = {name: score for name, score in scores.items() if name not in gates}
+        return combine("product", gates, self._weights) * combine(self._mode, mixed, self._weights)
 
 
-def _weight(name: str, node: Mapping[str, Any]) -> float:
-    weight = node.get("weight")
-    if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < math.inf:
-        raise ComponentError(
-            f"reward.parts.{name}.weight={weight}: must be a number above zero; drop the part to turn it off"
-        )
-    return float(weight)
+def _part(name: str, node: Mapping[str, Any], concurrency: int) -> Part:
+    config, problems = build_part(node, f"reward.parts.{name}")
+    if config is None:
+        raise ComponentError("\n".join(map(str, problems)))
+    return Part(name, config, build_reward(name, own_node(node)), concurrency)
 
 
-def _refuse_duplicates(nodes: Mapping[str, Mapping[str, Any]]) -> None:
-    seen: dict[str, str] = {}
-    for name, node in nodes.items():
-        key = json.dumps(node, sort_keys=True, default=str)
-        if key in seen:
-            raise ComponentError(
-                f"reward.parts.{name}: the same as reward.parts.{seen[key]}; keep one and add up the weights"
-            )
-        seen[key] = name
-
-
-def _build(name: str, node: Mapping[str, Any]) -> Reward:
-    try:
-        part = instantiate(node)
-    except (ComponentError, TypeError, ValueError) as error:
-        raise ComponentError(f"reward.parts.{name}: {error}") from error
-    if not isinstance(part, Reward):
-        raise ComponentError(f"reward.parts.{name}._target_={node['_target_']}: has no async score(samples)")
-    return part
-
-
-async def _blame(name: str, part: Reward, samples: Sequence[Sample], error: Exception) -> ComponentError:
-    """The error that names the first sample which fails alone, or the batch when none does."""
-    for sample in samples:
-        try:
-            await part.score([sample])
-        except Exception as alone:
-            return ComponentError(f"reward.parts.{name}: {_describe(sample)}: {type(alone).__name__}: {alone}")
-    return ComponentError(f"reward.parts.{name}: batch of {len(samples)} samples: {type(error).__name__}: {error}")
-
-
-def _describe(sample: Sample) -> str:
-    answer = f"{sample.response!r:.80}"
-    return f"sample {sample.index} of group {sample.group} (source {sample.prompt.source}, response {answer})"
+def _given_raw(sample: Sample, mixed: float) -> float:
+    """The value to report: the prompt's, else what is there, else the mix."""
+    if RAW_REWARD not in sample.prompt.metadata:
+        return mixed if sample.raw_reward is None else sample.raw_reward
+    value = sample.prompt.metadata[RAW_REWARD]
+    if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
+        raise ComponentError(f"{describe(sample)}: metadata.raw_reward={value!r} is not a finite number")
+    return float(value)

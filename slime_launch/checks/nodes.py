@@ -1,4 +1,4 @@
-"""Rules about modes, components and rewards."""
+"""Rules about modes and components."""
 
 from __future__ import annotations
 
@@ -8,7 +8,6 @@ from slime_launch.checks.facts import Facts, Rule
 from slime_launch.errors import ConfigError, Problem
 from slime_launch.model_files import makes_checkpoint
 from slime_launch.resume import AUTO, named
-from slime_launch.schema.build import nearest
 
 BUILT_MODES = ("run", "plan", "check", "docs")
 RUNLESS_MODES = ("docs",)
@@ -52,17 +51,4 @@ def nodes_have_targets(f: Facts) -> Iterator[Problem]:
             yield Problem(key, node or "null", "names no component", mend)
 
 
-def reward_is_sound(f: Facts) -> Iterator[Problem]:
-    """Parts have positive weights; the reported score is one of them."""
-    parts = f.config.reward.parts
-    if not parts:
-        yield Problem("reward.parts", "{}", "no rewards", "choose an option of the reward group")
-    for name, node in parts.items():
-        weight = node.get("weight")
-        if isinstance(weight, bool) or not isinstance(weight, int | float) or not 0 < weight < float("inf"):
-            yield Problem(f"reward.parts.{name}.weight", weight, "not a weight above 0", "give a number, e.g. 1.0")
-    if f.config.reward.score is not None and f.config.reward.score not in parts:
-        yield Problem("reward.score", f.config.reward.score, "no such part", nearest(f.config.reward.score, parts))
-
-
-RULES: tuple[Rule, ...] = (mode_is_built, checkpoints_can_be_read, nodes_have_targets, reward_is_sound)
+RULES: tuple[Rule, ...] = (mode_is_built, checkpoints_can_be_read, nodes_have_targets)

@@ -30,7 +30,10 @@ class RewardConfig:
     """How samples are scored."""
 
     mix: Annotated[Node, about("The component that combines the parts.")] = field(default_factory=dict)
-    parts: Annotated[dict[str, Node], about("Rewards by name, each with its weight.")] = field(default_factory=dict)
+    parts: Annotated[
+        dict[str, Node],
+        about("Rewards by name, each with a weight and, if wanted, sources, normalise, gate, on_error, deadline_s."),
+    ] = field(default_factory=dict)
     score: Annotated[str | None, about("The part that evaluation reports; null reports the mixed reward.")] = None
 
 

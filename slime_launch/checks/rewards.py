@@ -1,0 +1,67 @@
+"""Rules about rewards, the run's and those that evaluation sets bring along."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+from slime_launch.checks.facts import Facts, Rule
+from slime_launch.errors import Problem
+from slime_launch.schema import RewardConfig
+from slime_launch.schema.build import build, nearest
+from slime_launch.schema.reward import build_part, mix_problems
+
+
+def known_sources(data: Mapping[str, Any]) -> list[str] | None:
+    """Names of the sources of a mixture; None for any other data, which says them only when it is read."""
+    sources = data.get("sources")
+    return list(sources) if isinstance(sources, Mapping) and sources else None
+
+
+def rewards_are_sound(f: Facts) -> Iterator[Problem]:
+    """Parts and the mixer's settings are right and go together; the reported score is one of the parts."""
+    rollout, data = f.config.rollout, f.config.data
+    yield from _group("reward", f.config.reward, known_sources(data))
+    for name, settings in rollout.eval_sets.items():
+        if settings.reward:
+            key = f"rollout.eval_sets.{name}.reward"
+            reward, problems = build(RewardConfig, settings.reward, key)
+            yield from problems or _nodes_have_targets(key, reward)
+            if not problems:
+                yield from _group(key, reward, known_sources(settings.data or data))
+
+
+def _nodes_have_targets(key: str, reward: RewardConfig) -> Iterator[Problem]:
+    """As every component node of the run must."""
+    for at, node in {"mix": reward.mix, **{f"parts.{name}": node for name, node in reward.parts.items()}}.items():
+        if "_target_" not in node:
+            yield Problem(f"{key}.{at}", node or "null", "names no component", f"set {key}.{at}._target_")
+
+
+def _group(key: str, reward: RewardConfig, sources: Sequence[str] | None) -> Iterator[Problem]:
+    found = mix_problems(reward.parts, reward.mix.get("mode", "sum"), key)
+    yield from found
+    if reward.score is not None and reward.score not in reward.parts:
+        yield Problem(f"{key}.score", reward.score, "no such part", nearest(reward.score, reward.parts))
+    if sources is not None and not found:
+        yield from _routes(key, reward, sources)
+
+
+def _routes(key: str, reward: RewardConfig, sources: Sequence[str]) -> Iterator[Problem]:
+    """Parts name sources that there are, and each source has a part."""
+    parts = {name: build_part(node, f"{key}.parts.{name}")[0] for name, node in reward.parts.items()}
+    for name, part in parts.items():
+        for source in part.sources or () if part else ():
+            if source not in sources:
+                yield Problem(f"{key}.parts.{name}.sources", source, "no such data source", nearest(source, sources))
+    for source in sources:
+        serving = [name for name, part in parts.items() if part and part.serves(source)]
+        if not serving:
+            mend = "name it in the sources of a part, or give a part without sources"
+            yield Problem(f"{key}.parts", ", ".join(parts), f"no part scores samples of {source}", mend)
+        elif reward.score in parts and reward.score not in serving:
+            reason = f"does not score samples of {source}"
+            yield Problem(f"{key}.score", reward.score, reason, "give null, for the mixed reward")
+
+
+RULES: tuple[Rule, ...] = (rewards_are_sound,)
