@@ -123,7 +123,9 @@ def _append(sample: Sample, meta: Mapping[str, Any]) -> None:
     if ended == "abort" and not meta.get("completion_tokens"):
         sample.status = Status.ABORTED  # before the engine began: it counts no prompt tokens either
         return
-    counted, mine = meta["prompt_tokens"], len(sample.prompt_ids) + len(sample.response_ids)
+    mine = len(sample.prompt_ids) + len(sample.response_ids)
+    # an abort out of the engine's queue, where a retracted request stands too, does not tell
+    counted = meta.get("prompt_tokens", mine) if ended == "abort" else meta["prompt_tokens"]
     if counted != mine:
         raise ComponentError(
             f"{_name(sample)}: the engine counts {counted} tokens before what it samples and the trainer {mine}: "
