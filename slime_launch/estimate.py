@@ -30,6 +30,7 @@ from slime_launch.sizes import (
 
 MB = 2**20
 GB = 2**30
+PRECISION = {"float32": "fp32", "bfloat16": "bf16"}
 _ENGINES = ("regular", "prefill", "decode", "follower", "encoder")
 
 
@@ -76,13 +77,15 @@ class _Estimator:
         samples = rollout.num_prompts * rollout.group_size // (parallel.dp * trainer.num_minibatches)
         rows = max(1, min(rows, samples))
         layout = Layout(
-            tp=parallel.tp, pp=parallel.pp, dp=parallel.dp,
+            tp=parallel.tp, pp=parallel.pp, dp=parallel.dp, ep=parallel.ep,
             first=given.get("num_layers_in_first_pipeline_stage"),
             last=given.get("num_layers_in_last_pipeline_stage"),
         )  # fmt: skip
         batch = Batch(rows=rows, length=rollout.expected_prompt_tokens + scored, scored=rows * scored)
         return trainer_bytes(
-            found, layout, batch=batch, frozen=self.config.model.freeze, fixed=self._fixed(actor.kind),
+            found, layout, batch=batch, frozen=self.config.model.freeze, train_only=self.config.model.train_only,
+            precision=PRECISION[actor.args["precision"]], distributed_optimizer=trainer.optim.distributed,
+            fixed=self._fixed(actor.kind),
             recompute=given.get("recompute_granularity") or "none",
         )  # fmt: skip
 

@@ -10,7 +10,10 @@ from slime_launch.checks.facts import Facts, Rule, group_key
 from slime_launch.errors import Problem
 from slime_launch.hf_folder import folder_faults
 from slime_launch.model_files import AUTO, families
+from slime_launch.targets import OWN_PACKAGES, static_fault
 from slime_launch.topology import served_models
+
+ADAPTER = "components.models.slime_spec.adapt"
 
 
 def family_is_known(f: Facts) -> Iterator[Problem]:
@@ -72,14 +75,27 @@ def checkpoints_are_whole(f: Facts) -> Iterator[Problem]:
         yield Problem("model.hf_checkpoint", None, reason, "give the folder that holds them")
 
 
-def freeze_patterns_compile(f: Facts) -> Iterator[Problem]:
-    """Freeze patterns are regular expressions."""
-    for pattern in f.config.model.freeze:
-        try:
-            re.compile(pattern)
-        except re.error as error:
-            reason = f"not a regular expression ({error})"
-            yield Problem("model.freeze", pattern, reason, "escape its special characters")
+def patterns_compile(f: Facts) -> Iterator[Problem]:
+    """What trains is named by regular expressions, by one of the two keys."""
+    model = f.config.model
+    if model.freeze and model.train_only:
+        reason = f"excludes model.freeze={model.freeze}: what one leaves out the other says already"
+        yield Problem("model.train_only", model.train_only, reason, "keep one of them; the other one is []")
+    for key, patterns in {"model.freeze": model.freeze, "model.train_only": model.train_only}.items():
+        for pattern in patterns:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                reason = f"not a regular expression ({error})"
+                yield Problem(key, pattern, reason, "escape its special characters")
+
+
+def adapted_spec_is_allowed(f: Facts) -> Iterator[Problem]:
+    """The spec that an adapter calls passes the same door as any target."""
+    spec, packages = f.config.model.spec, (*OWN_PACKAGES, *f.config.allow_targets)
+    if spec.get("_target_") == ADAPTER and (fault := static_fault(spec.get("spec"), packages)):
+        mend = "name a function of components, slime_launch or a package in allow_targets"
+        yield Problem("model.spec.spec", spec.get("spec"), fault, mend)
 
 
 def tensor_parallel_divides(f: Facts) -> Iterator[Problem]:
@@ -115,6 +131,6 @@ def pipeline_divides(f: Facts) -> Iterator[Problem]:
 
 
 RULES: tuple[Rule, ...] = (
-    family_is_known, spec_fits_the_family, engine_serves_the_same_model, checkpoints_are_whole, freeze_patterns_compile,
-    tensor_parallel_divides, pipeline_divides,
+    family_is_known, spec_fits_the_family, engine_serves_the_same_model, checkpoints_are_whole, patterns_compile,
+    adapted_spec_is_allowed, tensor_parallel_divides, pipeline_divides,
 )  # fmt: skip

@@ -106,7 +106,11 @@ def encoders_stay_frozen(f: Facts) -> Iterator[Problem]:
     if not f.serving(ACTOR, "encoder") or not takes_updates(f.config, ACTOR):
         return
     for encoder, prefix in f.config.model.encoders.items():
-        if not any(_matches(pattern, prefix + "x.weight") for pattern in f.config.model.freeze):
+        frozen, alone = (
+            any(_matches(pattern, prefix + "x.weight") for pattern in patterns)
+            for patterns in (f.config.model.freeze, f.config.model.train_only)
+        )
+        if not (frozen or f.config.model.train_only) or alone:
             reason = f"the {encoder} encoder ({prefix}) would train, and an encoder-only server has no way to take"
             mend = f"add '^{re.escape(prefix)}' to model.freeze, or use rollout/topology=single"
             yield Problem("model.freeze", f.config.model.freeze, f"{reason} new weights", mend)

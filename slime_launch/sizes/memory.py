@@ -100,6 +100,8 @@ def stage_tensors(parameters: Parameters, stage: int, layout: Layout) -> Iterato
         yield "", parameters.final_norm + (parameters.lm_head or (tied if layout.pp > 1 else ()))
 
 
-def is_frozen(name: str, patterns: Sequence[str]) -> bool:
-    """Whether ``model.freeze`` covers a parameter: ``re.search`` of each pattern, as the trainer does."""
+def is_frozen(name: str, patterns: Sequence[str], train_only: Sequence[str] = ()) -> bool:
+    """Whether ``model.freeze`` covers a parameter, or ``model.train_only`` does not: ``re.search``, as the trainer."""
+    if train_only:
+        return not any(re.search(pattern, name) for pattern in train_only)
     return any(re.search(pattern, name) for pattern in patterns)

@@ -24,6 +24,7 @@ def trainer_bytes(
     precision: str = "fp32",
     batch: Batch | None = None,
     frozen: Sequence[str] = (),
+    train_only: Sequence[str] = (),
     distributed_optimizer: bool = False,
     recompute: Recompute = "none",
     fixed: int = 0,
@@ -37,11 +38,11 @@ def trainer_bytes(
     (``trainer.bucket_mb``) and the temporaries of the update itself.
 
     precision: a row of ``PRECISIONS``. batch: a micro-batch; None leaves the activations out. frozen:
-    ``model.freeze``. fixed: what the process takes besides, in bytes.
+    ``model.freeze``. train_only: ``model.train_only``. fixed: what the process takes besides, in bytes.
     """
     numbers = PRECISIONS[precision]
     stages = [
-        _stage(parameters, stage, layout, numbers, frozen, distributed_optimizer, batch, recompute, fixed)
+        _stage(parameters, stage, layout, numbers, frozen, train_only, distributed_optimizer, batch, recompute, fixed)
         for stage in range(layout.pp)
     ]
     return max(stages, key=lambda memory: memory.total)
@@ -53,6 +54,7 @@ def _stage(
     layout: Layout,
     precision: Precision,
     frozen: Sequence[str],
+    train_only: Sequence[str],
     distributed_optimizer: bool,
     batch: Batch | None,
     recompute: Recompute,
@@ -63,7 +65,7 @@ def _stage(
         for tensor in tensors:
             size = _on_rank(parameters, tensor, layout)
             held += size
-            if not (frozen and is_frozen(prefix + tensor.name, frozen)):
+            if not is_frozen(prefix + tensor.name, frozen, train_only):
                 trained += size
                 owned += -(-size // _owners(tensor, layout)) if distributed_optimizer else size
     kept = Activations(kept=0, working=0)

@@ -63,7 +63,7 @@ def measure(job: dict[str, Any], rank: int) -> dict[str, int]:
         trainer.start({})
         parts = trainer._ready()
         batches = micro_batches(parts, *job["batch"])
-        parameters = list(parts.model.parameters())
+        parameters = list(parts.chunks[0].parameters())
         parts.stepper.gradients(batches)
         parts.optimizer.update()
         parts.optimizer.zero_grad()
@@ -74,7 +74,7 @@ def measure(job: dict[str, Any], rank: int) -> dict[str, int]:
             for state in optimizer.optimizer.state.values()
             for value in state.values()
         ]
-        buffers = [*parts.model.buffers, *parts.model.expert_parallel_buffers]
+        buffers = [*parts.chunks[0].buffers, *parts.chunks[0].expert_parallel_buffers]
         return {
             "weights": bytes_of(parameters),
             "gradients": bytes_of(buffer.grad_data for buffer in buffers),
