@@ -27,7 +27,7 @@ _LEFTOVER = re.compile(r"\.step_\d+\.(new|old)")
 class RunState:
     """What a run goes on with beside the trainer's own state.
 
-    step: the last one that is in the weights. seed: the run's. data: the data source's ``state_dict``.
+    step: the last one that is in the weights. seed: the run's. data: the rollout's ``state_dict``.
     eval_before, eval_after: scores so far, fractions.
     """
 

@@ -17,7 +17,8 @@ from slime_launch.records import Records
 from slime_launch.resume import Start
 from slime_launch.saving import Saving
 from slime_launch.schema import Config
-from slime_launch.types import Metrics, Sample
+from slime_launch.schema.rollout import PartialConfig
+from slime_launch.types import UNSAMPLED, Metrics, Sample
 
 _EVAL_TIMEOUT_S = 1800.0
 _POSITION_TIMEOUT_S = 300.0
@@ -58,14 +59,17 @@ class Loop:
         samples, metrics = self.fleet.call(
             self._rollout, "generate", step, what=f"step {step}: generating", timeout_s=_EVAL_TIMEOUT_S
         )[0]
-        images = sum(len(sample.prompt.images) for sample in samples)
+        if not self._encoders:
+            return samples, metrics
         encoded = self._encoded() - before
-        if self._encoders and encoded != images:
+        sent, cut = metrics["rollout/images_sent"], metrics.get("rollout/partial/cut", 0.0)
+        # a request that is cut short may not have reached its encoder yet
+        if not (0 < encoded <= sent if cut and sent else encoded == sent):
             raise ComponentError(
-                f"step {step}: {images} images were sent and the encoders counted {encoded}; "
+                f"step {step}: {sent:.0f} images were sent and the encoders counted {encoded}; "
                 "the engines must have used towers of their own"
             )
-        return samples, metrics | ({"rollout/encoder_requests": float(encoded)} if self._encoders else {})
+        return samples, metrics | {"rollout/encoder_requests": float(encoded)}
 
     def _encoded(self) -> int:
         if not self._encoders:
@@ -153,7 +157,8 @@ def score(metrics: Metrics, greedy: bool = False) -> float:
 
 
 def train(loop: Loop) -> None:
-    """The synchronous on-policy loop: every sample of a step comes from the weights of the step before."""
+    """The synchronous loop: every token of a step comes from the weights of the step before, or, where partial
+    rollouts are kept, from those of a few before."""
     saving, num_steps = Saving(loop), loop.config.trainer.num_steps
     done = saving.restore()
     metrics = loop.sync(done)
@@ -174,9 +179,7 @@ def _step(loop: Loop, step: int) -> Metrics:
     """Generate, train, send the weights; evaluate when it is time."""
     began, interval = time.monotonic(), loop.config.driver.eval_interval
     samples, metrics = loop.generate(step)
-    stale = {sample.weight_version for sample in samples} - {step - 1}
-    if stale:
-        raise ComponentError(f"step {step}: samples made by weight versions {sorted(stale)}, expected {step - 1}")
+    _check_versions(step, samples, loop.config.rollout.partial)
     metrics |= loop.train(step, samples) | loop.sync(step)
     took = time.monotonic() - began
     known = sum(metrics.get(f"perf/{part}_time", 0.0) for part in ("rollout", "reward", "train", "update_weights"))
@@ -185,6 +188,15 @@ def _step(loop: Loop, step: int) -> Metrics:
     if step == loop.config.trainer.num_steps or (interval and step % interval == 0):
         metrics |= _evaluate(loop, step)
     return metrics
+
+
+def _check_versions(step: int, samples: Sequence[Sample], partial: PartialConfig) -> None:
+    """Raises ComponentError for tokens of weights that no token of this step may come from."""
+    oldest = step - 1 - (partial.max_lag if partial.keep else 0)
+    made_by = {version for sample in samples for version in sample.weight_versions} - {UNSAMPLED}
+    if stale := made_by - set(range(oldest, step)):
+        expected = step - 1 if oldest == step - 1 else f"{oldest} to {step - 1}"
+        raise ComponentError(f"step {step}: samples made by weight versions {sorted(stale)}, expected {expected}")
 
 
 def _evaluate(loop: Loop, step: int) -> Metrics:

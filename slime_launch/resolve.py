@@ -6,12 +6,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
 from typing import Any
 
+from slime_launch.data_files import absolute
 from slime_launch.estimate import estimates
 from slime_launch.machine import Machine
 from slime_launch.model_files import checkpoint_folder, family_of, makes_checkpoint, media_tokens
 from slime_launch.placement import place, world_size
 from slime_launch.plan import Actor, ClusterPlan, LaunchPlan, Placeholder, Resources, assign_phases, draw_edges
 from slime_launch.schema import ACTOR, Config
+from slime_launch.schema.rollout import EvalSet
 from slime_launch.topology import (
     AFFINE,
     ROUTER_NEEDS,
@@ -50,6 +52,7 @@ def resolve(config: Config, machine: Machine, base_port: int, hf: Mapping[str, A
     base_port: first of the block that every node hands its ports out from; the plan says how many it took.
     hf: the model's config.json.
     """
+    config = _with_absolute_data(config)
     placement = place(config, gpus_per_node(config, machine))
     device = choose_device(config, machine)
     site = Site(config, device, str(checkpoint_folder(config)), Ports(base_port), placement, media_tokens(hf))
@@ -86,13 +89,20 @@ def resolve(config: Config, machine: Machine, base_port: int, hf: Mapping[str, A
     )
 
 
+def _with_absolute_data(config: Config) -> Config:
+    """The same config; actors find the files of its data nodes from any folder."""
+    rollout = config.rollout
+    eval_sets = {name: replace(held, data=absolute(held.data)) for name, held in rollout.eval_sets.items()}
+    return replace(config, data=absolute(config.data), rollout=replace(rollout, eval_sets=eval_sets))
+
+
 def _checkpoint(site: Site) -> Iterator[Actor]:
     if makes_checkpoint(site.config):
         target, args = component(site.config.model.tiny)
         yield Actor(
             name="checkpoint", kind="checkpoint", group="checkpoint", component=target,
             resources=Resources(cpu=int(args.get("threads", 1))), needs=(), provides=("hf_checkpoint",),
-            args={"folder": site.checkpoint, **args},
+            args={"folder": site.checkpoint, **absolute(args)},
         )  # fmt: skip
 
 
@@ -133,8 +143,10 @@ def _rollout(site: Site) -> Actor:
             "temperature": rollout.temperature, "top_p": rollout.top_p, "max_new_tokens": rollout.max_new_tokens,
         },
         "generate": rollout.generate, "routing": _routing(config), "oversample": rollout.oversample,
+        "draw_limit": rollout.draw_limit, "keep_when_insufficient": rollout.keep_when_insufficient,
+        "compares_group": config.algorithm.compares_group,
         "filters": rollout.filters, "partial": asdict(rollout.partial), "pass_at": rollout.pass_at,
-        "eval_sets": {name: asdict(settings) for name, settings in rollout.eval_sets.items()},
+        "eval_sets": {name: _eval_set(config, one) for name, one in rollout.eval_sets.items()},
         "max_concurrency": rollout.max_concurrency, "request_timeout_s": rollout.request_timeout_s,
         "seed": config.seed,
     }  # fmt: skip
@@ -143,6 +155,13 @@ def _rollout(site: Site) -> Actor:
         needs=("hf_checkpoint", "router_url", *(f"{ACTOR}/{name}" for name in ROUTER_NEEDS)), provides=(),
         args=own | args,
     )  # fmt: skip
+
+
+def _eval_set(config: Config, settings: EvalSet) -> dict[str, Any]:
+    """A held-out set's settings, its own reward as (node, score)."""
+    own = settings.reward
+    reward = {"node": own.get("mix", config.reward.mix) | {"parts": own.get("parts", {})}, "score": own.get("score")}
+    return asdict(settings) | {"reward": reward if own else None}
 
 
 def _routing(config: Config) -> dict[str, Any]:

@@ -83,8 +83,10 @@ class Saving:
 
 def told(state: RunState, restored: Restored, num_steps: int) -> str:
     """One line: what was restored and what comes next."""
-    data: dict[str, Any] = {name: value for name, value in state.data.items() if isinstance(value, int | float | str)}
-    position = ", ".join(f"{name} {value}" for name, value in data.items()) or "restored"
+    told: dict[str, Any] = state.data.get("data", state.data)
+    plain = [f"{name} {value}" for name, value in told.items() if isinstance(value, int | float | str)]
+    held = [f"{len(groups)} groups begun"] if (groups := state.data.get("held")) else []
+    position = ", ".join(plain + held) or "restored"
     generators = "random generators restored" if restored.rng else "random generators anew (another layout)"
     return (
         f"step {state.step}, seed {state.seed}, data position ({position}), "

@@ -11,8 +11,9 @@ from typing import Any, Literal, Optional, Union
 
 _EPD_SOURCE = "arg_groups/pd_disaggregation_hook.py"
 _FIELDS = "arg_groups/fields"
+_SAMPLING_SOURCE = "sampling/sampling_params.py"
 _SCALARS: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "None": None}
-_GENERIC: dict[str, Any] = {"List": list, "list": list, "Dict": dict, "dict": dict}
+_GENERIC: dict[str, Any] = {"List": list, "list": list, "Dict": dict, "dict": dict, "Set": set}
 
 
 @cache
@@ -45,6 +46,16 @@ def server_arguments() -> Mapping[str, Any]:
             if isinstance(field.target, ast.Name):
                 found[field.target.id] = _type(field.annotation)
     return found
+
+
+@cache
+def sampling_parameters() -> Mapping[str, Any]:
+    """SamplingParams fields -> type; ``Any`` where the annotation says more than plain types can."""
+    file = _inside(_SAMPLING_SOURCE)
+    classes = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)] if file else []
+    body = [item for node in classes if node.name == "SamplingParams" for item in node.body]
+    fields = (item for item in body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name))
+    return {field.target.id: _type(field.annotation) for field in fields if isinstance(field.target, ast.Name)}
 
 
 def _fields(tree: ast.Module) -> Iterator[ast.AnnAssign]:

@@ -4,31 +4,52 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from itertools import chain
 from typing import Any
 
+from components.rollout.buffer import Buffer
 from components.rollout.client import Client, connect
-from components.rollout.engine import SampleEngine
-from components.rollout.metrics import score_of, summarise
+from components.rollout.collect import Rules, collect
+from components.rollout.evaluation import Defaults, evaluate, held_out, named_sets
+from components.rollout.generation import Generator
+from components.rollout.metrics import control, passrates, summarise, without_raw
 from components.rollout.prompts import Rendered, Renderer
+from components.rollout.sampling import check_training
+from components.rollout.scoring import Judge
 from components.rollout.seeds import sampling_seed
 from slime_launch.errors import ComponentError
-from slime_launch.interfaces import DataSource, Findings, Fits, Generate, Needs, Provides, Reports, Reward
+from slime_launch.interfaces import (
+    Closes,
+    Connects,
+    DataSource,
+    Filter,
+    Findings,
+    Fits,
+    Generate,
+    Needs,
+    Provides,
+    Reports,
+    Reward,
+    Stepped,
+)
 from slime_launch.targets import instantiate
-from slime_launch.types import Metrics, Prompt, Sample
+from slime_launch.types import UNSAMPLED, Metrics, Prompt, Sample
 
 
 class RolloutWorker:
     """Implements slime_launch.interfaces.Rollout.
 
-    data, reward: ``_target_`` nodes; the data source also gets ``seed``.
+    data, reward, generate, filters: ``_target_`` nodes; the data source also gets ``seed``.
     score: the reward part that evaluation reports, null for the mixed reward.
-    sampling: temperature, top_p, max_new_tokens.
-    routing: who picks the engine of a request, see ``client.connect``.
+    sampling: SGLang's sampling parameters. eval_sets: by name, what differs (see ``schema.rollout.EvalSet``); a reward
+        of its own as ``{node, score}``.
+    oversample, draw_limit, keep_when_insufficient, partial: see ``components.rollout.collect.Rules``.
+    compares_group: groups need two rollouts at least.
+    routing: ``by`` router or direct, ``affinity``: see ``components.rollout.client.connect``.
     max_concurrency: requests in flight for each engine that generates.
-    seed: of the run; with step, group and index it gives each sample a seed of its own, and evaluation the same ones
-        at each step. Engines on CPU sample by it, so neither arrival order nor the engine that answers matters.
+    seed: of the run; with group and index it gives each rollout a seed of its own, and evaluation the same ones at each
+        step. Engines on CPU sample by it, so neither arrival order nor the engine that answers matters.
     """
 
     def __init__(
@@ -45,22 +66,33 @@ class RolloutWorker:
         generate: dict[str, Any],
         routing: dict[str, Any],
         oversample: float,
+        draw_limit: int,
+        keep_when_insufficient: bool,
         filters: dict[str, dict[str, Any]],
         partial: dict[str, Any],
+        compares_group: bool,
         eval_sets: dict[str, dict[str, Any]],
         pass_at: list[int],
         max_concurrency: int,
         request_timeout_s: float,
         seed: int,
     ) -> None:
-        self._generate_node, self._routing = generate, routing
-        self._hf_checkpoint, self._data_node, self._reward_node = hf_checkpoint, data, reward
-        self._score, self._seed = score, seed
-        self._num_prompts, self._group_size, self._eval_samples = num_prompts, group_size, eval_samples
-        self._sampling = sampling
+        self._hf_checkpoint, self._score, self._seed = hf_checkpoint, score, seed
+        self._data_node, self._reward_node, self._generate_node = data, reward, generate
+        self._filter_nodes, self._eval_nodes = filters, eval_sets
+        self._rules = Rules(
+            num_prompts=num_prompts, group_size=group_size, oversample=oversample, draw_limit=draw_limit,
+            keep_when_insufficient=keep_when_insufficient, keep=partial["keep"], max_lag=partial["max_lag"],
+            patience_s=request_timeout_s,
+        )  # fmt: skip
+        self._mask_old, self._least = partial["mask_old"], 2 if compares_group else 1
+        self._eval_samples, self._pass_at, self._sampling = eval_samples, pass_at, sampling
+        self._routing = routing
         self._max_concurrency, self._request_timeout_s = max_concurrency, request_timeout_s
         self._runner = asyncio.Runner()
         self._client: Client | None = None
+        self._rewards: list[Reward] = []
+        self._told: set[str] = set()
 
     @classmethod
     def preflight(cls, args: Mapping[str, Any]) -> Findings:
@@ -75,110 +107,105 @@ class RolloutWorker:
         self._data: DataSource = instantiate(self._data_node, seed=self._seed)
         if isinstance(self._data, Fits):
             self._data.fit(lambda prompt: len(self._renderer.render(prompt).ids))
-        self._reward: Reward = instantiate(self._reward_node)
+        self._endpoints = {endpoint.model: endpoint for endpoint in needs.get("router_url", ())}
+        reward = self._make_reward(self._reward_node)
         self._generate: Generate = instantiate(self._generate_node)
-        self._eval_sets = {
-            name: [(prompt, self._renderer.render(prompt)) for prompt in prompts]
-            for name, prompts in self._data.eval_sets().items()
-        }
+        filters: dict[str, Filter] = {name: instantiate(node) for name, node in self._filter_nodes.items()}
+        self._judge = Judge(reward, filters, self._least)
+        self._sets = held_out(
+            named_sets(self._data, self._eval_nodes, self._seed), self._renderer.render, self._make_reward,
+            Defaults(self._eval_samples, reward, self._score, self._pass_at),
+        )  # fmt: skip
+        self._buffer = Buffer(self._data, self._render)
         self._client = self._runner.run(self._connect(needs))
+        self._generator = Generator(self._client, self._renderer, self._generate, self._sampling, self._seed_of)
         return {}
 
     def generate(self, step: int) -> tuple[list[Sample], Metrics]:
-        """num_prompts x group_size scored samples, in prompt order, with ``rollout/*`` and ``perf/*`` metrics."""
-        began = time.perf_counter()
-        prompts = [(prompt, self._renderer.render(prompt)) for prompt in self._data.take(self._num_prompts)]
-        samples = self._runner.run(self._sample(prompts, self._group_size, self._sampling, ("train", step)))
-        generated = time.perf_counter()
-        self._runner.run(self._reward_all(samples))
-        times = {"perf/rollout_time": generated - began, "perf/reward_time": time.perf_counter() - generated}
+        """num_prompts scored groups by number, with ``rollout/*``, ``passrate/*`` and ``perf/*`` metrics."""
+        if self._client is None:
+            raise ComponentError("the rollout has not started")
+        self._begin_step(step)
+        version = step - 1
+        collected = self._runner.run(collect(self._rules, self._buffer, self._generator, self._judge, version))
+        samples = list(chain.from_iterable(scored.samples for scored in collected.groups))
         told = self._data.metrics() if isinstance(self._data, Reports) else {}
-        return samples, summarise(samples, generated - began) | told | times
+        metrics = summarise(samples, version) | passrates(collected, self._score, self._pass_at) | control(collected)
+        self._tell_of_raw_rewards(samples)
+        if self._mask_old:
+            _mask_old(samples, version)
+        return samples, metrics | told
 
     def evaluate(self, step: int) -> Metrics:
-        """Mean score of each held-out set.
-
-        ``eval/<set>`` sampled as the rollout samples, ``eval/<set>/greedy`` at temperature 0.
-        """
+        """Mean score of each held-out set; see ``components.rollout.evaluation.evaluate``."""
         began = time.perf_counter()
-        metrics: Metrics = {}
-        ways = {"": (self._eval_samples, self._sampling), "/greedy": (1, self._sampling | {"temperature": 0.0})}
-        for name, prompts in self._eval_sets.items():
-            for suffix, (count, sampling) in ways.items():
-                samples = self._runner.run(self._sample(prompts, count, sampling, ("eval", name)))
-                self._runner.run(self._reward_all(samples))
-                metrics[f"eval/{name}{suffix}"] = sum(score_of(s, self._score) for s in samples) / len(samples)
+        self._begin_step(step)
+        metrics = self._runner.run(evaluate(self._sets, self._generator, self._seed))
         return metrics | {"perf/eval_time": time.perf_counter() - began}
 
     def state_dict(self) -> dict[str, Any]:
-        """The data source's position after the last ``generate``.
-
-        Raises ComponentError for a source that cannot tell it.
-        """
-        if not isinstance(self._data, DataSource):
-            raise ComponentError(
-                f"data: {type(self._data).__name__} has no state_dict and load_state_dict, so a run could not go on "
-                "where it was; add them, or leave trainer.checkpoint.interval=0"
-            )
-        return self._data.state_dict()
+        """Plain JSON values; see ``components.rollout.buffer.Buffer.state_dict``."""
+        return self._buffer.state_dict()
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from there."""
-        self._data.load_state_dict(state)
+        self._buffer.load_state_dict(state)
 
     def failure(self) -> str | None:
         """None: what breaks here raises from the call that met it."""
         return None
 
     def stop(self) -> None:
-        """Close the connections."""
-        if self._client is not None:
-            self._runner.run(self._client.close())
-            self._client = None
+        """Give back what rewards and generate function hold, and close the connections."""
+        client, self._client = self._client, None
+        if client is not None:
+            self._runner.run(self._close(client))
             self._runner.close()
 
-    async def _sample(
-        self,
-        prompts: Sequence[tuple[Prompt, Rendered]],
-        count: int,
-        sampling: dict[str, Any],
-        round_: tuple[str, int | str],
-    ) -> list[Sample]:
-        """``count`` samples of each prompt; the first error ends the round and cancels the other requests.
+    def _render(self, prompt: Prompt) -> Rendered:
+        """One prompt of training."""
+        check_training(prompt, self._sampling)
+        return self._renderer.render(prompt)
 
-        round_: what the samples are for, for their seeds.
-        """
-        if self._client is None:
-            raise ComponentError("the rollout has not started")
-        client = self._client
-        jobs = []
-        try:
-            async with asyncio.TaskGroup() as group:
-                for number, (prompt, rendered) in enumerate(prompts):
-                    for index in range(count):
-                        seed = sampling_seed(self._seed, *round_, number, index)
-                        engine = SampleEngine(
-                            client.session(), self._renderer, rendered, sampling | {"sampling_seed": seed}
-                        )
-                        sample = Sample(
-                            group=number, index=index, prompt=prompt, prompt_text=rendered.text,
-                            prompt_ids=rendered.ids, media=rendered.media,
-                        )  # fmt: skip
-                        jobs.append(group.create_task(self._generate(sample, engine)))
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None  # the others fail for the same cause, or by being cancelled
-        made = [job.result() for job in jobs]
-        return list(chain.from_iterable([one] if isinstance(one, Sample) else one for one in made))
+    def _seed_of(self, group: int, index: int) -> int:
+        return sampling_seed(self._seed, "train", group, index)
 
-    async def _reward_all(self, samples: list[Sample]) -> None:
-        for sample, reward in zip(samples, await self._reward.score(samples), strict=True):
-            sample.reward = reward
-            if sample.raw_reward is None:
-                sample.raw_reward = reward
+    def _make_reward(self, node: Mapping[str, Any]) -> Reward:
+        reward: Reward = instantiate(node)
+        if isinstance(reward, Connects):
+            reward.connect(self._endpoints)
+        self._rewards.append(reward)
+        return reward
+
+    def _begin_step(self, step: int) -> None:
+        for reward in self._rewards:
+            if isinstance(reward, Stepped):
+                reward.begin_step(step)
+
+    def _tell_of_raw_rewards(self, samples: list[Sample]) -> None:
+        """Name, once, each source whose samples lack the raw reward that others of the batch have."""
+        for source in sorted(without_raw(samples).keys() - self._told):
+            self._told.add(source)
+            print(f"rollout: source {source} gives no raw_reward, others do: its reward stands for it", flush=True)
 
     async def _connect(self, needs: Needs) -> Client:
-        """The client, made inside the loop that will use it."""
+        """Make the client inside the loop that will use it."""
         return connect(
             needs, self._routing, max_concurrency=self._max_concurrency, timeout_s=self._request_timeout_s,
             seed=self._seed,
         )  # fmt: skip
+
+    async def _close(self, client: Client) -> None:
+        try:
+            for made in (*self._rewards, self._generate):
+                if isinstance(made, Closes):
+                    await made.close()
+        finally:
+            await client.close()
+
+
+def _mask_old(samples: list[Sample], version: int) -> None:
+    """Let tokens of older weights not count."""
+    for sample in samples:
+        ages = zip(sample.loss_mask, sample.weight_versions, strict=True)
+        sample.loss_mask = [0 if UNSAMPLED < made < version else counts for counts, made in ages]

@@ -132,7 +132,13 @@ class RolloutConfig:
     oversample: Annotated[
         float, Meta(ge=1), about("Prompts begun for each one wanted; the first whole groups are taken.")
     ] = 1.0
-    filters: Annotated[dict[str, Node], about("Functions that drop groups, by name.")] = field(default_factory=dict)
+    filters: Annotated[dict[str, Node], about("Functions that drop scored groups, by name, asked in order.")] = field(
+        default_factory=dict
+    )
+    draw_limit: Annotated[Count, about("Prompts drawn for each one wanted before a step gives up.")] = 8
+    keep_when_insufficient: Annotated[
+        bool, about("Then take groups that filters dropped, instead of ending the run.")
+    ] = False
     partial: Annotated[PartialConfig, about("Generations cut short.")] = field(default_factory=PartialConfig)
     expected_prompt_tokens: Annotated[Count, about("Prompt length that the plan's estimates assume.", "tokens")] = 64
     eval_samples: Annotated[Count, about("Samples a prompt in evaluation.")] = 4

@@ -15,7 +15,7 @@ from safetensors.torch import load_file
 
 from components.data.order import Shuffled
 from components.megatron.trainer import MegatronTrainer
-from components.rollout.worker import RolloutWorker
+from components.rollout.buffer import Buffer
 from slime_launch.checkpoints import by_step, newest
 from slime_launch.driver import Loop, Outcome, train
 from slime_launch.errors import ComponentError
@@ -40,7 +40,7 @@ class Recorded:
         first, second = self.data.take(2)
         samples = random_samples("qwen3", groups=2, seed=7 * first + second)
         for sample in samples:
-            sample.weight_version = step - 1
+            sample.weight_versions = [step - 1] * len(sample.response_ids)
         return samples, {"rollout/prompts": 10.0 * first + second}
 
     def evaluate(self, step: int) -> dict[str, float]:
@@ -181,15 +181,10 @@ class Endless:
 
 
 class Positionless(Recorded):
-    """Asks the real worker, which holds such a source."""
+    """Asks the real buffer, which holds such a source."""
 
     def state_dict(self) -> dict[str, Any]:
-        worker = RolloutWorker(
-            hf_checkpoint="", data={}, reward={}, score=None, num_prompts=1, group_size=1, eval_samples=1, sampling={},
-            max_concurrency=1, request_timeout_s=1.0, seed=0,
-        )  # fmt: skip
-        worker._data = Endless()  # type: ignore[assignment]
-        return worker.state_dict()
+        return Buffer(Endless(), lambda prompt: pytest.fail("nothing to render")).state_dict()  # type: ignore[arg-type]
 
 
 def test_a_source_without_a_position_is_found_before_training(drive: Drive, tmp_path: Path) -> None:

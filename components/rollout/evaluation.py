@@ -1,0 +1,155 @@
+"""Held-out sets: each asked in its own way, sampled and greedily, all at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections import Counter
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from components.rollout.generation import Generator, Sent
+from components.rollout.groups import Group
+from components.rollout.metrics import evaluated
+from components.rollout.prompts import Rendered
+from components.rollout.sampling import check_evaluation
+from components.rollout.scoring import score
+from components.rollout.seeds import sampling_seed
+from slime_launch.errors import ComponentError
+from slime_launch.interfaces import DataSource, Reward
+from slime_launch.targets import instantiate
+from slime_launch.types import Metrics, Prompt, Sample
+
+_ATTEMPTS = 3
+
+
+@dataclass(frozen=True)
+class HeldOut:
+    """One held-out set.
+
+    samples: of each prompt. sampling: over the rollout's. part: the reward part that is its score, None for the mixed
+    reward. pass_at: k of pass@k.
+    """
+
+    name: str
+    prompts: Sequence[Rendered]
+    samples: int
+    sampling: Mapping[str, Any]
+    reward: Reward
+    part: str | None
+    pass_at: Sequence[int]
+
+
+@dataclass(frozen=True)
+class Defaults:
+    """What a set has that says nothing else."""
+
+    samples: int
+    reward: Reward
+    part: str | None
+    pass_at: Sequence[int]
+
+
+def named_sets(
+    data: DataSource, nodes: Mapping[str, Mapping[str, Any]], seed: int
+) -> dict[str, tuple[list[Prompt], Mapping[str, Any]]]:
+    """Every held-out set with its settings: the run's data source's, and those with a source of their own.
+
+    Such a source's only set is called as its entry is, several are called ``<entry>_<set>``.
+    Raises ComponentError for settings of a set that does not exist, for two sets of one name, and without any set.
+    """
+    own = {name for name, node in nodes.items() if node["data"]}
+    found = {name: (prompts, nodes.get(name, {})) for name, prompts in data.eval_sets().items()}
+    if lost := sorted(nodes.keys() - own - found.keys()):
+        raise ComponentError(
+            f"rollout.eval_sets.{lost[0]}: the data has no held-out set of that name, only {sorted(found)}; name one "
+            "of them or give it data"
+        )
+    for entry in sorted(own):
+        sets = instantiate(nodes[entry]["data"], seed=seed).eval_sets()
+        for name, prompts in sets.items():
+            full = entry if len(sets) == 1 else f"{entry}_{name}"
+            if full in found:
+                raise ComponentError(f"rollout.eval_sets.{entry}: there are two held-out sets called {full}; rename it")
+            found[full] = (prompts, nodes[entry])
+    if empty := sorted(name for name, (prompts, _) in found.items() if not prompts):
+        raise ComponentError(f"data: the held-out set {empty[0]} is empty")
+    if strange := sorted(name for name in found if "/" in name):
+        raise ComponentError(f"data: a held-out set is called {strange[0]}; its name may hold no slash")
+    return found
+
+
+def held_out(
+    sets: Mapping[str, tuple[Sequence[Prompt], Mapping[str, Any]]],
+    render: Callable[[Prompt], Rendered],
+    reward: Callable[[Mapping[str, Any]], Reward],
+    default: Defaults,
+) -> list[HeldOut]:
+    """The sets, rendered, with what each has of its own. reward: makes one from its node."""
+    made = []
+    for name, (prompts, node) in sets.items():
+        for prompt in prompts:
+            check_evaluation(prompt)
+        own = node.get("reward")
+        made.append(
+            HeldOut(
+                name, [render(prompt) for prompt in prompts],
+                samples=node.get("samples") or default.samples, sampling=node.get("sampling", {}),
+                reward=reward(own["node"]) if own else default.reward, part=own["score"] if own else default.part,
+                pass_at=node.get("pass_at") or default.pass_at,
+            )
+        )  # fmt: skip
+    return made
+
+
+async def evaluate(sets: Sequence[HeldOut], generator: Generator, seed: int) -> Metrics:
+    """``eval/<set>`` sampled, ``eval/<set>/greedy`` at temperature 0, ``eval/<set>/pass@k`` of the sampled ones.
+
+    seed: the run's; a set's samples have the same seeds at each step.
+    """
+    tasks = []
+    try:
+        async with asyncio.TaskGroup() as group:
+            for one in sets:
+                tasks.append(group.create_task(_ask(one, generator, seed, greedy=False)))
+                tasks.append(group.create_task(_ask(one, generator, seed, greedy=True)))
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None
+    metrics: Metrics = {}
+    for task in tasks:
+        metrics |= task.result()
+    return metrics
+
+
+async def _ask(one: HeldOut, generator: Generator, seed: int, greedy: bool) -> Metrics:
+    def seeds(group: int, index: int) -> int:
+        return sampling_seed(seed, "eval", one.name, group, index)
+
+    count = 1 if greedy else one.samples
+    mine = generator.over({**one.sampling, "temperature": 0.0} if greedy else one.sampling, seeds)
+    groups = [Group(number, rendered) for number, rendered in enumerate(one.prompts)]
+    async with asyncio.TaskGroup() as tasks:
+        for group in groups:
+            tasks.create_task(_bring_up(mine, group, count))
+    samples = list(chain.from_iterable(group.samples for group in groups))
+    await score(one.reward, samples)
+    return _report(one, samples, greedy)
+
+
+async def _bring_up(generator: Generator, group: Group, count: int) -> None:
+    for _ in range(_ATTEMPTS):
+        await generator.run(group, count, Sent())
+        if group.whole(count):
+            return
+    raise ComponentError(f"evaluation: prompt {group.number} was cut short {_ATTEMPTS} times; see the engines' logs")
+
+
+def _report(one: HeldOut, samples: Sequence[Sample], greedy: bool) -> Metrics:
+    left = [sample for sample in samples if not sample.dropped]
+    lost = Counter(sample.dropped for sample in samples if sample.dropped)
+    if not left:
+        raise ComponentError(f"evaluation of {one.name}: no sample got a reward ({dict(lost)})")
+    name = f"{one.name}/greedy" if greedy else one.name
+    dropped = {f"eval/{name}/dropped/{reason}": float(count) for reason, count in lost.items()}
+    return evaluated(name, left, one.part, () if greedy else one.pass_at) | dropped

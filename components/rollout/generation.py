@@ -1,0 +1,92 @@
+"""Groups are brought to their end: one call of the generate function for each rollout, all at once."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from components.rollout.client import Client
+from components.rollout.engine import SampleEngine, new_sample
+from components.rollout.groups import Group
+from components.rollout.prompts import Renderer
+from slime_launch.errors import ComponentError
+from slime_launch.interfaces import Generate
+from slime_launch.types import Sample, Status
+
+Seeds = Callable[[int, int], int]
+"""(Group, index) -> the seed of that rollout's sampling."""
+
+
+@dataclass
+class Sent:
+    """Images in the requests that the engines answered."""
+
+    images: int = 0
+
+
+@dataclass(frozen=True)
+class Generator:
+    """Generates the rollouts of groups.
+
+    sampling: SGLang's sampling parameters, over which each prompt has its own. seeds: one a rollout.
+    """
+
+    client: Client
+    renderer: Renderer
+    generate: Generate
+    sampling: Mapping[str, Any]
+    seeds: Seeds
+
+    def over(self, sampling: Mapping[str, Any], seeds: Seeds) -> Generator:
+        """The same with other sampling parameters and seeds."""
+        return replace(self, sampling={**self.sampling, **sampling}, seeds=seeds)
+
+    async def run(self, group: Group, size: int, sent: Sent) -> None:
+        """Bring ``size`` rollouts of a group to an end, each from where it stands.
+
+        Rollouts that ended stay as they are. Where the engines are told to abort, or this is cancelled, the group keeps
+        what there is. The first error ends it and cancels the other rollouts.
+        """
+        # in order of index, so that nothing depends on which ended first
+        waiting = [index for index in range(size) if not _ended(group.rollouts.get(index))]
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                for index in waiting:
+                    tasks.create_task(self._rollout(group, index, sent))
+        except ExceptionGroup as errors:
+            raise errors.exceptions[0] from None  # the others fail for the same cause, or by being cancelled
+
+    async def _rollout(self, group: Group, index: int, sent: Sent) -> None:
+        (sample,) = group.rollouts.setdefault(index, [new_sample(group.rendered, group.number, index)])
+        sampling = {**self.sampling, **sample.prompt.sampling, "sampling_seed": self.seeds(group.number, index)}
+        engine = SampleEngine(self.client.session(), self.renderer, group.rendered, sampling)
+        try:
+            made = await self.generate(sample, engine)
+        except asyncio.CancelledError:
+            sample.status = Status.ABORTED
+            raise
+        finally:
+            sent.images += engine.images_sent
+        group.rollouts[index] = _numbered([made] if isinstance(made, Sample) else list(made), group.number, index)
+
+
+def _ended(samples: list[Sample] | None) -> bool:
+    return samples is not None and all(sample.status not in (Status.PENDING, Status.ABORTED) for sample in samples)
+
+
+def _numbered(samples: list[Sample], group: int, index: int) -> list[Sample]:
+    """The samples of one rollout with their place in it."""
+    if not samples:
+        raise ComponentError(f"rollout.generate: no sample for rollout {index} of group {group}; return at least one")
+    for part, sample in enumerate(samples):
+        if not isinstance(sample, Sample):
+            raise ComponentError(f"rollout.generate: gave {sample!r:.100} for rollout {index} of group {group}")
+        if sample.status is Status.PENDING:
+            raise ComponentError(
+                f"rollout.generate: left sample {part} of rollout {index} of group {group} pending; ask the engine at "
+                "least once, or set its status"
+            )
+        sample.group, sample.index, sample.part = group, index, part
+    return samples
