@@ -10,9 +10,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from components.sglang import SGLANG_VERSION, banned, caches, cpu, epd, private, seeds, sockets, tokens
+from components.sglang import SGLANG_VERSION, banned, caches, cpu, epd, idle, private, seeds, sockets, tokens
 
 KIND_ENV = "SLIME_LAUNCH_SERVER_KIND"
+WITHOUT_ENV = "SLIME_LAUNCH_WITHOUT_HOOKS"
+"""Targets, comma separated, that stay as SGLang has them; for comparisons."""
 ENCODER, TOKENIZER, SCHEDULER, OTHER = "encoder", "tokenizer", "scheduler", "other"
 
 
@@ -37,6 +39,7 @@ HOOKS = (
     Hook(caches.FLUSH_TARGET, caches.forget_images, "AFTER", (SCHEDULER,)),
     Hook(banned.SAMPLER_TARGET, banned.ban_tokens, "AFTER", (SCHEDULER,)),
     Hook(cpu.DECODE_TARGET, cpu.batched_decode, "AROUND", (SCHEDULER,), cpu_only=True),
+    Hook(idle.LOOP_TARGET, idle.wait_for_requests, "AROUND", (SCHEDULER,), cpu_only=True),
     Hook(seeds.BATCH_TARGET, seeds.add_seeds, "AFTER", (SCHEDULER,), cpu_only=True),
     Hook(seeds.FILTER_TARGET, seeds.filter_min_p, "AROUND", (SCHEDULER,), cpu_only=True),
 )
@@ -55,8 +58,9 @@ def register() -> None:
         import sgl_kernel  # noqa: F401  (before any model file looks up its operators)
 
     register_resolution_hook("handle_encoder_disaggregation")(epd.allow_architectures)
+    without = os.environ.get(WITHOUT_ENV, "").split(",")
     for hook in HOOKS:
-        if here in hook.where and (on_cpu or not hook.cpu_only):
+        if here in hook.where and (on_cpu or not hook.cpu_only) and hook.target not in without:
             _require(hook.target)
             HookRegistry.register(hook.target, hook.change, HookType[hook.how])
 
