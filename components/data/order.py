@@ -1,8 +1,9 @@
-"""An endless shuffled walk over a fixed set."""
+"""Endless walks over a fixed set, shuffled or not."""
 
 from __future__ import annotations
 
 import random
+from array import array
 from collections.abc import Sequence
 from typing import Any, Generic, TypeVar
 
@@ -14,13 +15,14 @@ T = TypeVar("T")
 class Shuffled(Generic[T]):
     """Gives the items of ``items`` in an order fixed by ``seed``; each round over them has its own order.
 
-    A round's order follows from the seed and the round's number alone, so that a position is two numbers.
+    ``items`` are not copied. A round's order follows from the seed and the round's number alone, so that a position is
+    two numbers.
     """
 
     def __init__(self, items: Sequence[T], seed: int) -> None:
         if not items:
             raise ComponentError("data: there is not one training prompt; widen the data source")
-        self._items = list(items)
+        self._items = items
         self._seed = seed
         self._round, self._given = 0, 0
         self._order = self._order_of(0)
@@ -35,6 +37,11 @@ class Shuffled(Generic[T]):
             self._given += len(some)
             taken += [self._items[number] for number in some]
         return taken
+
+    @property
+    def round(self) -> int:
+        """Number of the round that the next items come from, or that the last one ended."""
+        return self._round
 
     def state_dict(self) -> dict[str, Any]:
         """Where the walk stands: ``round``, items ``given`` of it, and what the order follows from."""
@@ -58,5 +65,13 @@ class Shuffled(Generic[T]):
     def _enter(self, number: int, given: int) -> None:
         self._round, self._given, self._order = number, given, self._order_of(number)
 
-    def _order_of(self, number: int) -> list[int]:
-        return random.Random(f"{self._seed}/{number}").sample(range(len(self._items)), len(self._items))
+    def _order_of(self, number: int) -> Sequence[int]:
+        size = len(self._items)
+        return array("q", random.Random(f"{self._seed}/{number}").sample(range(size), size))
+
+
+class InOrder(Shuffled[T]):
+    """Gives the items as they stand, round after round."""
+
+    def _order_of(self, number: int) -> Sequence[int]:
+        return range(len(self._items))

@@ -5,7 +5,19 @@ Each rule is a function of the facts that yields all its problems; each problem 
 
 from __future__ import annotations
 
-from slime_launch.checks import batch, layout, machine, model, nodes, rewards, routing, sampling, servers, topology
+from slime_launch.checks import (
+    batch,
+    data,
+    layout,
+    machine,
+    model,
+    nodes,
+    rewards,
+    routing,
+    sampling,
+    servers,
+    topology,
+)
 from slime_launch.checks.facts import Facts, Rule
 from slime_launch.errors import Problem
 from slime_launch.machine import Machine
@@ -14,8 +26,8 @@ from slime_launch.resolve import resolve
 from slime_launch.schema import Config
 
 RULES: tuple[Rule, ...] = (
-    *nodes.RULES, *rewards.RULES, *model.RULES, *layout.RULES, *batch.RULES, *sampling.RULES, *topology.RULES, *routing.RULES,
-    *servers.RULES, *machine.RULES,
+    *nodes.RULES, *data.RULES, *rewards.RULES, *model.RULES, *layout.RULES, *batch.RULES,
+    *sampling.RULES, *topology.RULES, *routing.RULES, *servers.RULES, *machine.RULES,
 )  # fmt: skip
 
 
