@@ -63,7 +63,9 @@ def build_model(spec: Mapping[str, Any], config: ModelConfig, *, critic: bool = 
 
 def global_names(model: Any, config: ModelConfig, vp_stage: int | None = None) -> dict[str, Any]:
     """Parameters and persistent buffers of a chunk by name, decoder layers and experts numbered over all ranks."""
-    tensors = {name: value for name, value in model.state_dict(keep_vars=True).items() if hasattr(value, "dtype")}
+    stored = model.state_dict(keep_vars=True).items()
+    # Transformer Engine keeps a state of its own beside the weights, empty without fp8.
+    tensors = {name: value for name, value in stored if hasattr(value, "dtype") and not name.endswith("_extra_state")}
     layer = get_transformer_layer_offset(config, vp_stage)
     expert = parallel_state.get_expert_model_parallel_rank() * (config.num_moe_experts or 0)
     expert //= parallel_state.get_expert_model_parallel_world_size()

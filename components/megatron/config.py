@@ -138,7 +138,8 @@ def _refuse(merged: Mapping[str, Any], platform: Platform, engine: bool) -> None
         raise ComponentError(f"model.transformer on {platform.device}: {'; '.join(wrong)}; take these out")
     if merged["context_parallel_size"] > 1:
         raise ComponentError("trainer.parallel.cp: the trainer's batches are not cut along the sequence; set it to 1")
-    if platform.device == "cuda" and not engine:
+    # A plan for GPUs is looked at on machines without any, too.
+    if platform.device == "cuda" and torch.cuda.is_available() and not engine:
         needing = {
             "sequence_parallel": "trainer.parallel.sp: torch's norms have no sequence-parallel form",
             "num_moe_experts": "a model with experts: Megatron-Core 0.16.1's router calls Transformer Engine's product",

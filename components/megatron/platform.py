@@ -85,7 +85,12 @@ PLATFORMS = {
         },
     ),
     "cuda": Platform(
-        device="cuda", backend="nccl", install=_install_cuda, seed=_seed_cuda, refused=UNSCALED, engine=_has_engine
+        device="cuda",
+        backend="nccl",
+        install=_install_cuda,
+        seed=_seed_cuda,
+        engine=_has_engine,
+        refused=UNSCALED | {"masked_softmax_fusion": "the kernel ignores the masks of samples that share a prompt"},
     ),
 }
 

@@ -14,13 +14,13 @@ from megatron.core.models.gpt.gpt_model import GPTModel
 from megatron.core.transformer.attention import SelfAttention
 from megatron.core.transformer.mlp import MLP
 from megatron.core.transformer.spec_utils import ModuleSpec
-from megatron.core.transformer.torch_norm import WrappedTorchNorm
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 from torch.nn.functional import dropout as drop
 
 from components.models.attention import TorchAttention
 from components.models.dense import Biases
+from components.models.engine import engine_spec, norm
 from components.models.rope import Rope
 
 
@@ -47,7 +47,7 @@ class BatchRotary(torch.nn.Module):  # type: ignore[misc]
 
 
 class DecoderModel(GPTModel):  # type: ignore[misc]
-    """A GPTModel whose rotary positions are those of config.json (``config.rope``); components.models.base.TakesHead."""
+    """A GPTModel whose rotary positions are those of config.json (``config.rope``); a ``base.TakesHead``."""
 
     def __init__(self, config: TransformerConfig, *args: Any, **gpt: Any) -> None:
         super().__init__(config, *args, **gpt)
@@ -85,7 +85,7 @@ class PostNormAdd(torch.nn.Module):  # type: ignore[misc]
 
     def __init__(self, config: TransformerConfig) -> None:
         super().__init__()
-        self.norm = WrappedTorchNorm(config, config.hidden_size, config.layernorm_epsilon)
+        self.norm = norm(config, config.hidden_size)
 
     def forward(self, training: bool, fused: bool) -> Callable[[tuple[Tensor, Tensor | None], Tensor, float], Tensor]:
         """The function that the layer calls with ((output, bias), residual, dropout probability)."""
@@ -115,7 +115,7 @@ class UnbiasedMLP(MLP):  # type: ignore[misc]
 
 
 def local_layer_spec(config: TransformerConfig, biases: Biases, post_norms: bool = False) -> ModuleSpec:
-    """Megatron's own GPT layer, of Megatron-Core modules only.
+    """Megatron's own GPT layer, of Megatron-Core modules or Transformer Engine's (``config.transformer_engine``).
 
     biases: which linears have them. post_norms: GLM's norms after attention and MLP.
     """
@@ -130,7 +130,7 @@ def local_layer_spec(config: TransformerConfig, biases: Biases, post_norms: bool
         post_norm = ModuleSpec(module=PostNormAdd, params={"config": config})
         parts |= {"self_attn_bda": post_norm, "mlp_bda": post_norm}
     spec.submodules = replace(spec.submodules, **parts)
-    return spec
+    return engine_spec(spec, config)
 
 
 def _unbiased(config: TransformerConfig) -> TransformerConfig:

@@ -133,11 +133,12 @@ def glm_rope(hf: HFConfig) -> Rope:
 
 
 def block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
-    """This stage's layers, dense or with experts as ``config.moe_layer_freq`` says, of Megatron-Core modules only."""
+    """This stage's layers, dense or with experts as ``config.moe_layer_freq`` says; modules as in ``local_layer_spec``."""
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
     from megatron.core.transformer.torch_norm import WrappedTorchNorm
 
     from components.models.attention import TorchAttention
+    from components.models.engine import engine_spec
 
     spec = get_gpt_decoder_block_spec(
         config, use_transformer_engine=False, normalization=config.normalization, vp_stage=vp_stage
@@ -145,7 +146,7 @@ def block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBl
     for layer in spec.layer_specs:
         layer.submodules.self_attention.submodules.core_attention = TorchAttention
     # Megatron's choice for the last norm is Apex's where there is one, which has no RMSNorm.
-    return replace(spec, layer_norm=WrappedTorchNorm)
+    return engine_spec(replace(spec, layer_norm=WrappedTorchNorm), config)
 
 
 def moe_rules(hf: HFConfig, experts: Experts, biases: Biases, *, root: str, qk_norm: bool) -> tuple[Rule, ...]:

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from megatron.core.tensor_parallel import scatter_to_sequence_parallel_region
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
@@ -18,7 +19,8 @@ class OmniModel(DecoderModel):
     """A GPT decoder with frozen towers; parameter names are GPTModel's, the towers' under ``encoders.<name>``."""
 
     def __init__(self, encoders: Mapping[str, Encoder], config: TransformerConfig, **gpt: Any) -> None:
-        super().__init__(config, **gpt)
+        # With sequence parallelism each rank takes its part only once the features are in their places.
+        super().__init__(config, scatter_embedding_sequence_parallel=False, **gpt)
         self.encoder_kinds = dict(encoders)
         if self.pre_process:
             towers = {name: encoder.tower(self.config.hf) for name, encoder in encoders.items()}
@@ -31,15 +33,15 @@ class OmniModel(DecoderModel):
             self.encoders.eval()
         return self
 
-    def forward(self, input_ids: Tensor, media: Mapping[str, Mapping[str, Any]] | None = None, **gpt: Any) -> Any:
+    def forward(self, *args: Any, media: Mapping[str, Mapping[str, Any]] | None = None, **gpt: Any) -> Any:
         """As GPTModel's, the embeddings of placeholders replaced by the towers' features.
 
         media: encoder name -> {"inputs": the tower's tensors, "slots": flat indices into input_ids [B, S] of the
         placeholders, "rows": the feature row of each slot}. Read on the first stage only.
         """
-        if self.pre_process and media:
-            gpt["decoder_input"] = self._embed(input_ids, gpt["position_ids"], media)
-        return super().forward(input_ids, **gpt)
+        if self.pre_process and (media or self.config.sequence_parallel):
+            gpt["decoder_input"] = self._embed(gpt["input_ids"], gpt["position_ids"], media or {})
+        return super().forward(*args, **gpt)
 
     def _embed(self, input_ids_BS: Tensor, position_ids: Tensor, media: Mapping[str, Mapping[str, Any]]) -> Tensor:
         embedded_SBD = self.embedding(input_ids=input_ids_BS, position_ids=position_ids)
@@ -47,7 +49,8 @@ class OmniModel(DecoderModel):
         for name, part in media.items():
             features = self._features(name, part["inputs"], int(part["rows"].max()) + 1)
             flat = flat.index_copy(0, part["slots"], features[part["rows"]].to(flat.dtype))
-        return flat.unflatten(0, input_ids_BS.shape).transpose(0, 1).contiguous()
+        merged_SBD = flat.unflatten(0, input_ids_BS.shape).transpose(0, 1).contiguous()
+        return scatter_to_sequence_parallel_region(merged_SBD) if self.config.sequence_parallel else merged_SBD
 
     def _features(self, name: str, inputs: Mapping[str, Tensor], wanted: int) -> Tensor:
         with torch.no_grad():
