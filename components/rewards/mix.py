@@ -74,9 +74,9 @@ class Mix:
 
         - ``reward_parts``: the scores by part, before weight and normalise, of the parts that serve it;
         - ``reward``: their mix;
-        - ``raw_reward``, the value to report: what ``prompt.metadata["raw_reward"]``, its generation or one of the
-          parts says, else the mix as it is without z-scores, which equals ``reward`` where no part has any. What an
-          earlier scoring wrote is forgotten;
+        - ``raw_reward``, the value to report in place of the reward: what ``prompt.metadata["raw_reward"]``, its
+          generation or one of the parts says; else, where a part takes z-scores, the mix without them; else None.
+          What an earlier scoring wrote is forgotten;
         - ``dropped``, where a part that drops what it cannot score failed; its reward is nan then. Samples that were
           dropped before are not scored.
 
@@ -123,7 +123,9 @@ class Mix:
                 plain[row][name], normal[row][name] = score, value
         for sample, before, after in zip(samples, plain, normal, strict=True):
             sample.reward = self._combine(after)
-            sample.raw_reward = _given_raw(sample, self._combine(before))
+            sample.raw_reward = _given_raw(sample)
+            if sample.raw_reward is None and any(self._parts[name].config.normalise == "group" for name in after):
+                sample.raw_reward = self._combine(before)
 
     def _combine(self, scores: Mapping[str, float]) -> float:
         gates = {name: score for name, score in scores.items() if self._parts[name].config.gate}
@@ -138,10 +140,10 @@ def _part(name: str, node: Mapping[str, Any], concurrency: int) -> Part:
     return Part(name, config, build_reward(name, own_node(node)), concurrency)
 
 
-def _given_raw(sample: Sample, mixed: float) -> float:
-    """The value to report: the prompt's, else what is there, else the mix."""
+def _given_raw(sample: Sample) -> float | None:
+    """The value to report, where the prompt or what made or scored the sample says one."""
     if RAW_REWARD not in sample.prompt.metadata:
-        return mixed if sample.raw_reward is None else sample.raw_reward
+        return sample.raw_reward
     value = sample.prompt.metadata[RAW_REWARD]
     if isinstance(value, bool) or not isinstance(value, int | float) or not math.isfinite(value):
         raise ComponentError(f"{describe(sample)}: metadata.raw_reward={value!r} is not a finite number")
