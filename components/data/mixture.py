@@ -58,12 +58,19 @@ class Mixture:
         return self._names[min(bisect_right(self._bounds, point), len(self._names) - 1)]
 
     def eval_sets(self) -> dict[str, list[Prompt]]:
-        """Every source's sets as ``<source>/<set>``, or ``<source>`` where the set is named so."""
-        sets = {}
+        """Every source's sets: its only one is called as the source is, several are called ``<source>_<set>``.
+
+        Raises ComponentError when two come by one name.
+        """
+        named: dict[str, list[Prompt]] = {}
         for name, source in self._sources.items():
-            for held, prompts in source.eval_sets().items():
-                sets[name if held == name else f"{name}/{held}"] = [replace(prompt, source=name) for prompt in prompts]
-        return sets
+            sets = source.eval_sets()
+            for held, prompts in sets.items():
+                full = name if len(sets) == 1 else f"{name}_{held}"
+                if full in named:
+                    raise ComponentError(f"data.sources.{name}: there are two held-out sets called {full}; rename it")
+                named[full] = [replace(prompt, source=name) for prompt in prompts]
+        return named
 
     def metrics(self) -> Metrics:
         """What the sources tell, under their names here."""

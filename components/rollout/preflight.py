@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Iterator, Mapping
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 from components.rollout.prompts import Rendered, Renderer
 from slime_launch.errors import LaunchError, Problem
 from slime_launch.hf_folder import TOKENIZERS
-from slime_launch.interfaces import DataSource, Findings
+from slime_launch.interfaces import DataSource, Findings, Fits
 from slime_launch.targets import instantiate
 from slime_launch.types import Prompt
 
@@ -26,22 +27,41 @@ def preflight(args: Mapping[str, Any]) -> Findings:
         instantiate(args["reward"])
     except LaunchError as error:
         problems.append(Problem("reward", args["reward"]["_target_"], str(error), "mend the part it names"))
+    folder = Path(args["hf_checkpoint"])
+    renderer, unreadable = _renderer(folder)
+    problems += unreadable
     try:
         data: DataSource = instantiate(args["data"], seed=args["seed"])
+        if renderer is not None and isinstance(data, Fits):
+            data.fit(partial(_length, renderer))
         prompts = [*data.take(_SHOWN_PROMPTS), *(ps[0] for ps in data.eval_sets().values() if ps)]
     except (LaunchError, OSError) as error:
         mend = "mend what it names"
         return Findings([*problems, Problem("data", args["data"]["_target_"], str(error), mend)], [])
-    folder = Path(args["hf_checkpoint"])
-    if not any((folder / name).is_file() for name in TOKENIZERS):
-        return Findings(problems, ["no prompts rendered: there is no tokenizer; give model.hf_checkpoint"])
+    if renderer is None:
+        told = [] if unreadable else ["no prompts rendered: there is no tokenizer; give model.hf_checkpoint"]
+        return Findings(problems, told)
     try:
-        renderer = Renderer(str(folder))
         lines = [line for prompt in prompts for line in _show(renderer, prompt)]
     except (LaunchError, OSError, ValueError) as error:
         reason = f"its tokenizer cannot render the data's prompts ({error})"
         return Findings([*problems, Problem("model.hf_checkpoint", str(folder), reason, "use data that fits it")], [])
     return Findings(problems, lines)
+
+
+def _renderer(folder: Path) -> tuple[Renderer | None, list[Problem]]:
+    """The checkpoint's, None where there is no tokenizer, or where it cannot be loaded, which is a problem."""
+    if not any((folder / name).is_file() for name in TOKENIZERS):
+        return None, []
+    try:
+        return Renderer(str(folder)), []
+    except (LaunchError, OSError, ValueError) as error:
+        reason = f"its tokenizer or processor cannot be loaded ({error})"
+        return None, [Problem("model.hf_checkpoint", str(folder), reason, "name a whole checkpoint")]
+
+
+def _length(renderer: Renderer, prompt: Prompt) -> int:
+    return len(renderer.render(prompt).ids)
 
 
 def _show(renderer: Renderer, prompt: Prompt) -> Iterator[str]:

@@ -28,7 +28,7 @@ def folder(tmp_path_factory):
 def mixture(folder, weights, seed=1, **changes):
     nodes = {
         f"s{number}": {"_target_": FILES, "path": f"{folder}/{number}.jsonl[1:]", "weight": weight,
-                       "eval_paths": {"held" if number else "s0": f"{folder}/{number}.jsonl[0:1]"},
+                       "eval_paths": {f"e{held}": f"{folder}/{number}.jsonl[0:1]" for held in range(number + 1)},
                        "shuffle": bool(number % 2)} | changes
         for number, weight in enumerate(weights)
     }  # fmt: skip
@@ -78,10 +78,13 @@ def test_each_source_goes_round_by_itself(folder):
 
 def test_sets_and_prompts_bear_the_sources_names(folder):
     sets = mixture(folder, [1, 1]).eval_sets()
-    assert {name: [prompt.source for prompt in held] for name, held in sets.items()} == {
-        "s0": ["s0"],
-        "s1/held": ["s1"],
-    }
+    sources = {name: {prompt.source for prompt in held} for name, held in sets.items()}
+    assert sources == {"s0": {"s0"}, "s1_e0": {"s1"}, "s1_e1": {"s1"}}
+    held = {name: f"{folder}/2.jsonl" for name in ("e0", "e1")}
+    node = {"_target_": FILES, "path": f"{folder}/3.jsonl", "weight": 1}
+    two = Mixture({"s1": node | {"eval_paths": held}, "s1_e0": node | {"eval_paths": {"x": f"{folder}/1.jsonl"}}}, 1)
+    with pytest.raises(ComponentError, match=r"data\.sources\.s1_e0: there are two held-out sets called s1_e0"):
+        two.eval_sets()
 
 
 def test_several_tasks_mix_with_files(folder):
@@ -90,7 +93,7 @@ def test_several_tasks_mix_with_files(folder):
     source = Mixture({"words": task | {"task": "spell_backward"}, "sums": task | {"task": "chain_sum"}, "f": rows}, 1)
     assert Counter(prompt.source for prompt in source.take(40)) == {"words": 10, "sums": 10, "f": 20}
     held_out = {name: len(held) for name, held in source.eval_sets().items()}
-    assert held_out == {"words/spell_backward": 3, "sums/chain_sum": 3}
+    assert held_out == {"words": 3, "sums": 3}
 
 
 @pytest.mark.parametrize(
