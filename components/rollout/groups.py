@@ -70,7 +70,7 @@ def to_plain(group: Group) -> dict[str, Any]:
     Raises ComponentError for metadata that is no JSON.
     """
     try:
-        prompt = msgspec.to_builtins(group.rendered.prompt)
+        prompt = _plain(group.rendered.prompt)
         samples = [_sample_to_plain(sample, group.rendered) for sample in group.samples]
     except (TypeError, ValueError) as error:
         raise ComponentError(
@@ -92,9 +92,7 @@ def from_plain(state: dict[str, Any], render: Callable[[Prompt], Rendered]) -> G
 
 def _sample_to_plain(sample: Sample, rendered: Rendered) -> dict[str, Any]:
     own_prompt = sample.prompt is not rendered.prompt
-    plain: dict[str, Any] = msgspec.to_builtins(
-        replace(sample, media={}, prompt=sample.prompt if own_prompt else _NO_PROMPT)
-    )
+    plain: dict[str, Any] = _plain(replace(sample, media={}, prompt=sample.prompt if own_prompt else _NO_PROMPT))
     plain["own_prompt"] = own_prompt
     if sample.media is not rendered.media:
         plain["media"] = {name: _array_to_plain(array) for name, array in sample.media.items()}
@@ -110,6 +108,10 @@ def _sample_from_plain(plain: dict[str, Any], rendered: Rendered) -> Sample:
     sample.prompt = sample.prompt if own_prompt else rendered.prompt
     sample.media = rendered.media if media is None else {name: _array(array) for name, array in media.items()}
     return sample
+
+
+def _plain(value: Any) -> Any:
+    return msgspec.json.decode(msgspec.json.encode(value))
 
 
 def _array_to_plain(array: np.ndarray[Any, Any]) -> dict[str, Any]:

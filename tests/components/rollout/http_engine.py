@@ -15,6 +15,8 @@ from aiohttp import web
 from components.rollout.worker import RolloutWorker
 from slime_launch.types import Endpoint, Prompt
 
+BUDGET = 16
+"""Tokens of a response; what a request asks for less is there already."""
 FIRST, VOCAB = 20, 40
 """Ids that it samples: VOCAB of them from FIRST on."""
 
@@ -26,7 +28,7 @@ def token_of(seed: int, place: int) -> int:
 
 @dataclass
 class HttpEngine:
-    """Samples one token a tick, until a response has the length that ``length`` gives for the request's body.
+    """Samples one token a tick, until the whole response has the length that ``length`` gives for a request's body.
 
     tick_s: of a request's body. bodies, answers: everything that came and went, in pairs. version: of its weights.
     """
@@ -48,7 +50,8 @@ class HttpEngine:
         try:
             out: list[int] = []
             ended = "stop"
-            while len(out) < (wanted := self.length(body)):
+            wanted = self.length(body) - (BUDGET - sampling["max_new_tokens"])
+            while len(out) < wanted:
                 await asyncio.sleep(self.tick_s(body))
                 if self._aborts != epoch:
                     ended = "abort"
@@ -79,13 +82,13 @@ class HttpEngine:
 def serving(engine: HttpEngine) -> Iterator[HttpEngine]:
     """The engine on a loop of its own thread."""
     loop, ready = asyncio.new_event_loop(), threading.Event()
+    app = web.Application()
+    app.router.add_post("/generate", engine.generate)
+    app.router.add_post("/abort_request", engine.abort)
+    app.router.add_get("/v1/loads", engine.loads)
+    runner = web.AppRunner(app)
 
     async def serve() -> None:
-        app = web.Application()
-        app.router.add_post("/generate", engine.generate)
-        app.router.add_post("/abort_request", engine.abort)
-        app.router.add_get("/v1/loads", engine.loads)
-        runner = web.AppRunner(app)
         await runner.setup()
         await web.TCPSite(runner, "127.0.0.1", 0).start()
         engine.url = f"http://127.0.0.1:{runner.addresses[0][1]}"
@@ -96,10 +99,15 @@ def serving(engine: HttpEngine) -> Iterator[HttpEngine]:
         loop.create_task(serve())
         loop.run_forever()
 
-    threading.Thread(target=run, daemon=True).start()
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
     assert ready.wait(10)
-    yield engine
-    loop.call_soon_threadsafe(loop.stop)
+    try:
+        yield engine
+    finally:
+        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+        loop.call_soon_threadsafe(loop.stop)
+        thread.join(10)
 
 
 class Endless:
@@ -134,7 +142,7 @@ EXACT = {"_target_": "components.rewards.exact.Exact", "weight": 1.0}
 def make_worker(checkpoint: object, url: str, **changes: Any) -> RolloutWorker:
     """A started rollout worker of three groups of four."""
     partial = {"keep": False, "mask_old": False, "max_lag": 4} | changes.pop("partial", {})
-    sampling = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 16}
+    sampling = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": BUDGET}
     args: dict[str, Any] = {
         "data": {"_target_": f"{__name__}.Endless"},
         "reward": {"_target_": "components.rewards.mix.Mix", "parts": {"exact": EXACT}},
