@@ -1,0 +1,73 @@
+"""Data nodes: what a plan sees of their files and weights, and what a check reads in them."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from components.models.tiny import TinyCheckpoint
+from components.rollout.preflight import preflight
+from slime_launch.errors import ConfigError
+from tests.slime_launch.plans import plan_for
+
+
+@pytest.fixture(autouse=True)
+def here(tmp_path, monkeypatch) -> Path:
+    (tmp_path / "a.jsonl").write_text("".join(json.dumps({"prompt": f"p{n}", "label": n}) + "\n" for n in range(9)))
+    monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def rollout(*args: str):
+    return next(actor for actor in plan_for(*args).actors if actor.name == "rollout").args
+
+
+def test_paths_count_from_where_the_launcher_is_started(here):
+    held = "+rollout.eval_sets.own.data={_target_: components.data.files.Files, path: [a.jsonl], columns: {}}"
+    args = rollout("data=jsonl", 'data.path="a.jsonl[0:4]"', "data.eval_paths={late: 'a.jsonl[4:]'}", held)
+    assert (args["data"]["path"], args["data"]["eval_paths"]) == (
+        f"{here}/a.jsonl[0:4]", {"late": f"{here}/a.jsonl[4:]"},
+    )  # fmt: skip
+    assert args["eval_sets"]["own"]["data"]["path"] == [f"{here}/a.jsonl"]
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (["data=jsonl"], "data.path=???: no such file or folder"),
+        (["data=parquet", "data.path=b.parquet"], "data.path=b.parquet: no such file"),
+        (["data=jsonl", 'data.path="a.jsonl[0;4]"'], r"data.path=a.jsonl[0;4]: [0;4] is not [start:stop] of whole"),
+        (["data=jsonl", "data.path=a.jsonl", "data.eval_paths={x: c.jsonl}"], "data.eval_paths.x=c.jsonl: no such"),
+        (["data=mixture", "data.sources.digits.weight=-1"], "data.sources.digits.weight=-1: not a weight above 0"),
+        (["data=mixture", "+data.sources.x={weight: 1}"], "data.sources.x={'weight': 1}: names no component"),
+        (["+rollout.eval_sets.own.data={_target_: components.data.files.Files, path: d.jsonl}"],
+         "rollout.eval_sets.own.data.path=d.jsonl: no such file"),
+    ],
+)  # fmt: skip
+def test_a_plan_refuses_what_needs_no_reading(args, says):
+    with pytest.raises(ConfigError) as caught:
+        plan_for(*args)
+    assert says in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("args", "says"),
+    [
+        (['data.path="a.jsonl[0:99]"'], "a.jsonl[0:99] reaches beyond its 9 rows"),
+        (["data.path=a.jsonl", "data.columns.prompt=question"], "a.jsonl, line 1: no column question; it has prompt"),
+        (["data.path=a.jsonl", "data.eval_paths={x: a.jsonl}"], "eval_paths.x: rows 0 to 8 of"),
+        (["data.path=bad.jsonl"], "bad.jsonl, line 2: not JSON"),
+    ],
+)
+def test_a_check_refuses_what_it_reads(here, args, says):
+    (here / "bad.jsonl").write_text('{"prompt": "x", "label": 1}\n{"prompt": \n')
+    (problem,) = preflight(rollout("data=jsonl", *args)).problems
+    assert problem.key == "data" and says in problem.reason
+
+
+def test_a_check_leaves_out_what_the_run_will(here):
+    plan = plan_for("data=jsonl", "data.path=a.jsonl", "+data.max_prompt_tokens=1")
+    TinyCheckpoint.write_stand_in(next(actor for actor in plan.actors if actor.name == "checkpoint").args, "tiny")
+    (args,) = (dict(actor.args) for actor in plan.actors if actor.name == "rollout")
+    (problem,) = preflight(args | {"hf_checkpoint": str(here / "tiny")}).problems
+    assert "a whole round gave no prompt; left out: {'too_long': " in problem.reason
