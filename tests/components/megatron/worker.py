@@ -74,8 +74,11 @@ def run_world(folder: Path, jobs: dict[str, Any], ranks: int) -> dict[str, Any]:
 
 
 def main(jobs_file: str, rank: int) -> None:
-    """Run the jobs of a file as one rank."""
-    answers = run(json.loads(Path(jobs_file).read_text()), rank)
+    """Run the jobs of a file as one rank, each on a GPU of its own if they are for GPUs."""
+    jobs = json.loads(Path(jobs_file).read_text())
+    if any(job["settings"].get("device") == "cuda" for job in jobs.values()):
+        os.environ["CUDA_VISIBLE_DEVICES"] = str(rank)
+    answers = run(jobs, rank)
     if rank == 0:
         Path(jobs_file).with_suffix(".answers").write_text(json.dumps(answers))
 
