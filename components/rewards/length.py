@@ -20,11 +20,12 @@ class Overlong:
             raise ComponentError(
                 f"max_tokens={max_tokens}, buffer={buffer}: need max_tokens above 0, and a buffer above 0 and up to 1"
             )
-        self._free, self._buffer = max_tokens * (1 - buffer), max_tokens * buffer
+        self._max, self._buffer = max_tokens, max_tokens * buffer
 
     async def score(self, samples: Sequence[Sample]) -> list[float]:
         """One score a sample."""
-        return [-min(1.0, max(0.0, (len(one.response_ids) - self._free) / self._buffer)) for one in samples]
+        left = [(self._max - len(sample.response_ids)) / self._buffer for sample in samples]
+        return [-min(1.0, max(0.0, 1.0 - buffers)) for buffers in left]
 
 
 class GroupLength:

@@ -55,13 +55,14 @@ def _routes(key: str, reward: RewardConfig, sources: Sequence[str]) -> Iterator[
             if source not in sources:
                 yield Problem(f"{key}.parts.{name}.sources", source, "no such data source", nearest(source, sources))
     for source in sources:
-        serving = [name for name, part in parts.items() if part and part.serves(source)]
-        if not serving:
+        if not any(part and part.serves(source) for part in parts.values()):
             mend = "name it in the sources of a part, or give a part without sources"
             yield Problem(f"{key}.parts", ", ".join(parts), f"no part scores samples of {source}", mend)
-        elif reward.score in parts and reward.score not in serving:
-            reason = f"does not score samples of {source}"
-            yield Problem(f"{key}.score", reward.score, reason, "give null, for the mixed reward")
+    reported = parts.get(reward.score) if reward.score is not None else None
+    left = [source for source in sources if reported and not reported.serves(source)]
+    if left:
+        reason = f"does not score samples of {', '.join(left)}"
+        yield Problem(f"{key}.score", reward.score, reason, "give null, for the mixed reward")
 
 
 RULES: tuple[Rule, ...] = (rewards_are_sound,)

@@ -33,6 +33,12 @@ def test_advantages_by_hand_with_unequal_groups() -> None:
     torch.testing.assert_close(result, torch.tensor(expected), atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize("normalize_std", [True, False])
+def test_a_group_of_one_has_no_advantage_beside_larger_groups(normalize_std: bool) -> None:
+    result = advantages([(0, 5.0), (1, 0.0), (2, -3.0), (1, 1.0)], normalize_std=normalize_std)
+    assert result[0] == result[2] == 0.0 and result[3] == -result[1] > 0.4
+
+
 def test_without_std_is_reward_minus_mean() -> None:
     result = advantages([(0, 0.0), (0, 1.0), (0, 1.0), (0, 2.0)], normalize_std=False)
     torch.testing.assert_close(result, torch.tensor([-1.0, 0.0, 0.0, 1.0]))

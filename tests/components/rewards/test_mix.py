@@ -72,3 +72,33 @@ def test_a_part_that_answers_nonsense_is_named(monkeypatch, scores, says):
     monkeypatch.setattr("components.rewards.exact.Exact.score", nonsense)
     with pytest.raises(ComponentError, match=rf"reward\.parts\.exact: .*{says}"):
         asyncio.run(Mix({"exact": {**EXACT, "weight": 1}}).score([sample("[7]"), sample("[7]", index=1)]))
+
+
+def test_a_raw_reward_is_what_somebody_says_it_is():
+    """By the prompt, by what generated, else None; decided sample by sample, and an old scoring is forgotten."""
+    mix = Mix({"exact": {**EXACT, "weight": 2.0}})
+    samples = [sample("[7]", metadata={"raw_reward": 3}), sample("[7]"), sample("[8]")]
+    samples[1].raw_reward = 0.25
+    assert asyncio.run(mix.score(samples)) == [2.0, 2.0, 0.0]
+    assert [one.raw_reward for one in samples] == [3.0, 0.25, None]
+    asyncio.run(mix.score(samples))
+    assert [one.raw_reward for one in samples] == [3.0, None, None]
+    with pytest.raises(ComponentError, match=r"sample 0 of group 3 \(source digits.*raw_reward='1'"):
+        asyncio.run(mix.score([sample("[7]", metadata={"raw_reward": "1"})]))
+
+
+def test_sources_that_no_part_serves_are_all_named():
+    mix = Mix({"exact": {**EXACT, "weight": 1, "sources": ["digits"]}})
+    samples = [sample("[7]"), sample("[7]", source="swe"), sample("[7]", source="math")]
+    with pytest.raises(ComponentError, match="no part scores samples of math, swe;"):
+        asyncio.run(mix.score(samples))
+    assert mix.unserved(["swe", "digits", "swe"]) == ["swe"]
+
+
+def test_a_product_refuses_scores_below_zero():
+    long = {"_target_": "components.rewards.length.Overlong", "max_tokens": 1}
+    mix = Mix({"exact": {**EXACT, "weight": 1}, "long": {**long, "weight": 1}}, mode="product")
+    with pytest.raises(ComponentError, match=r"parts\.long: score -1\.0 cannot be multiplied; give normalise"):
+        asyncio.run(mix.score([sample("[7]")]))
+    ranged = Mix({"exact": {**EXACT, "weight": 1}, "long": {**long, "weight": 1, "normalise": [-2, 0]}}, "product")
+    assert asyncio.run(ranged.score([sample("[7]")])) == [0.5]
