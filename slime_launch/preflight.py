@@ -39,6 +39,12 @@ def _nodes(config: Config) -> Iterator[tuple[str, dict[str, Any], Role]]:
     yield "reward.mix", config.reward.mix, Role(interfaces.Reward, ("parts",))
     for name, node in config.reward.parts.items():
         yield f"reward.parts.{name}", own_node(node), Role(_PARTS)
+    yield "rollout.generate", config.rollout.generate, Role(interfaces.Generate)
+    for name, node in config.rollout.filters.items():
+        yield f"rollout.filters.{name}", node, Role(interfaces.Filter)
+    for name, one in config.rollout.eval_sets.items():
+        if one.data:
+            yield f"rollout.eval_sets.{name}.data", one.data, Role(interfaces.DataSource, ("seed",))
     for name, node in config.tracking.trackers.items():
         yield f"tracking.trackers.{name}", node, Role(interfaces.Tracker, ("run_dir",))
     yield "driver.loop", config.driver.loop, Role(None, ("loop",))
@@ -119,7 +125,8 @@ def _check(key: str, node: Mapping[str, Any], role: Role) -> Iterator[Problem]:
     given = {name: value for name, value in node.items() if name not in ("_target_", "_partial_")}
     given |= dict.fromkeys(role.runtime)
     try:
-        inspect.signature(found).bind(**given)
+        signature = inspect.signature(found)
+        (signature.bind_partial if node.get("_partial_") else signature.bind)(**given)
     except TypeError as error:
         takes = ", ".join(inspect.signature(found).parameters)
         yield Problem(key, target, f"cannot be called with {sorted(given)}: {error}", f"it takes {takes}")

@@ -46,8 +46,8 @@ class Generator:
     async def run(self, group: Group, size: int, sent: Sent) -> None:
         """Bring ``size`` rollouts of a group to an end, each from where it stands.
 
-        Rollouts that ended stay as they are. Where the engines are told to abort, or this is cancelled, the group keeps
-        what there is. The first error ends it and cancels the other rollouts.
+        Rollouts that ended stay as they are, and those whose requests are aborted keep what there is. The first error
+        ends it and cancels the other rollouts.
         """
         # in order of index, so that nothing depends on which ended first
         waiting = [index for index in range(size) if not _ended(group.rollouts.get(index))]
@@ -65,7 +65,7 @@ class Generator:
         try:
             made = await self.generate(sample, engine)
         except asyncio.CancelledError:
-            sample.status = Status.ABORTED
+            sample.status = Status.PENDING  # it may be in the middle of anything, and cannot go on
             raise
         finally:
             sent.images += engine.images_sent

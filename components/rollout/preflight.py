@@ -9,7 +9,10 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
+from components.rollout.callables import make_callable
+from components.rollout.evaluation import named_sets
 from components.rollout.prompts import Rendered, Renderer
+from components.rollout.sampling import check_evaluation, check_training
 from slime_launch.errors import LaunchError, Problem
 from slime_launch.hf_folder import TOKENIZERS
 from slime_launch.interfaces import DataSource, Findings, Fits
@@ -21,12 +24,8 @@ _SHOWN_IDS = 24
 
 
 def preflight(args: Mapping[str, Any]) -> Findings:
-    """Draw and render a few prompts; build the rewards. ``args``: RolloutWorker's."""
-    problems: list[Problem] = []
-    try:
-        instantiate(args["reward"])
-    except LaunchError as error:
-        problems.append(Problem("reward", args["reward"]["_target_"], str(error), "mend the part it names"))
+    """Draw and render a few prompts; build rewards, filters and the generate function. ``args``: RolloutWorker's."""
+    problems = list(_unbuildable(args))
     folder = Path(args["hf_checkpoint"])
     renderer, unreadable = _renderer(folder)
     problems += unreadable
@@ -34,7 +33,12 @@ def preflight(args: Mapping[str, Any]) -> Findings:
         data: DataSource = instantiate(args["data"], seed=args["seed"])
         if renderer is not None and isinstance(data, Fits):
             data.fit(partial(_length, renderer))
-        prompts = [*data.take(_SHOWN_PROMPTS), *(ps[0] for ps in data.eval_sets().values() if ps)]
+        prompts = data.take(_SHOWN_PROMPTS)
+        for prompt in prompts:
+            check_training(prompt, args["sampling"])
+        for held, _ in named_sets(data, args["eval_sets"], args["seed"]).values():
+            check_evaluation(held[0])
+            prompts.append(held[0])
     except (LaunchError, OSError) as error:
         mend = "mend what it names"
         return Findings([*problems, Problem("data", args["data"]["_target_"], str(error), mend)], [])
@@ -47,6 +51,19 @@ def preflight(args: Mapping[str, Any]) -> Findings:
         reason = f"its tokenizer cannot render the data's prompts ({error})"
         return Findings([*problems, Problem("model.hf_checkpoint", str(folder), reason, "use data that fits it")], [])
     return Findings(problems, lines)
+
+
+def _unbuildable(args: Mapping[str, Any]) -> Iterator[Problem]:
+    """Rewards, filters and a generate function that cannot be made."""
+    own = {name: one["reward"]["node"] for name, one in args["eval_sets"].items() if one["reward"]}
+    rewards = {"reward": args["reward"]} | {f"rollout.eval_sets.{name}.reward": node for name, node in own.items()}
+    called = {f"rollout.filters.{name}": node for name, node in args["filters"].items()}
+    called["rollout.generate"] = args["generate"]
+    for key, node in (rewards | called).items():
+        try:
+            make_callable(key, node) if key in called else instantiate(node)
+        except LaunchError as error:
+            yield Problem(key, node["_target_"], str(error), "mend the part it names")
 
 
 def _renderer(folder: Path) -> tuple[Renderer | None, list[Problem]]:

@@ -9,6 +9,7 @@ from itertools import chain
 from typing import Any
 
 from components.rollout.buffer import Buffer
+from components.rollout.callables import make_callable
 from components.rollout.client import Client, connect
 from components.rollout.collect import Rules, collect
 from components.rollout.evaluation import Defaults, evaluate, held_out, named_sets
@@ -109,8 +110,10 @@ class RolloutWorker:
             self._data.fit(lambda prompt: len(self._renderer.render(prompt).ids))
         self._endpoints = {endpoint.model: endpoint for endpoint in needs.get("router_url", ())}
         reward = self._make_reward(self._reward_node)
-        self._generate: Generate = instantiate(self._generate_node)
-        filters: dict[str, Filter] = {name: instantiate(node) for name, node in self._filter_nodes.items()}
+        self._generate: Generate = make_callable("rollout.generate", self._generate_node)
+        filters: dict[str, Filter] = {
+            name: make_callable(f"rollout.filters.{name}", node) for name, node in self._filter_nodes.items()
+        }
         self._judge = Judge(reward, filters, self._least)
         self._sets = held_out(
             named_sets(self._data, self._eval_nodes, self._seed), self._renderer.render, self._make_reward,
