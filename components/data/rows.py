@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import weakref
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -17,7 +18,7 @@ from slime_launch.errors import ComponentError
 
 LONGEST_LINE = 256 * 2**20
 """Bytes of a jsonl row; a longer one is refused."""
-_CHUNK = 2**24
+_CHUNK = 2**20
 
 
 class JsonLines:
@@ -30,6 +31,8 @@ class JsonLines:
     def __init__(self, data: DataFile) -> None:
         self._data, self.file, self.folder = data, data.file, data.file.parent
         self._identity = _identity(data.file)
+        self._handle = os.open(data.file, os.O_RDONLY)
+        weakref.finalize(self, os.close, self._handle)
         starts_N, lines_N, end = _index(data.file)
         rows = _sliced(data, len(starts_N))
         ends_N = np.append(starts_N[1:], end)
@@ -49,9 +52,7 @@ class JsonLines:
         start, end = int(self._starts_N[number]), int(self._ends_N[number])
         if end - start > LONGEST_LINE:
             raise ComponentError(f"{self.where(number)}: longer than {LONGEST_LINE} bytes")
-        with self._data.file.open("rb") as file:
-            file.seek(start)
-            line = file.read(end - start)
+        line = os.pread(self._handle, end - start, start)  # one call: threads may read at once
         try:
             row = msgspec.json.decode(line)
         except (msgspec.DecodeError, UnicodeDecodeError) as error:
