@@ -56,6 +56,7 @@ class Prompt:
     label: what the rewards compare the answer with.
     images: encoded files (PNG), in the order of the image parts.
     completion: a reference answer in the wanted format, for supervised warm starts; empty when there is none.
+    turns: the reference's assistant turns before that answer, where a task takes several.
     source: the data source's name, for per-source metrics and reward routing.
     tools: JSON schemas of functions, as the chat template takes them.
     sampling: SGLang sampling parameters of this prompt, over the run's.
@@ -65,6 +66,7 @@ class Prompt:
     label: str
     images: tuple[bytes, ...] = ()
     completion: str = ""
+    turns: tuple[str, ...] = ()
     source: str = "default"
     metadata: dict[str, Any] = field(default_factory=dict)
     tools: tuple[dict[str, Any], ...] = ()

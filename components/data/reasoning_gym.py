@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import string
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from components.data.order import Shuffled
@@ -20,6 +20,7 @@ class ReasoningGym:
 
     task, task_args: as ``reasoning_gym.create_dataset`` takes them.
     question: how a prompt is written, from the entry's ``question`` and the entries of its metadata.
+    turns: how the reference's turns before the answer are written, likewise, e.g. a call of a tool.
     size: number of training questions, all different; ``eval_size`` further ones are held out, the same for every seed.
     Raises ComponentError for an unknown task or argument, or when the task has too few different questions.
     """
@@ -32,9 +33,11 @@ class ReasoningGym:
         seed: int,
         task_args: Mapping[str, Any] | None = None,
         question: str = "{question}",
+        turns: Sequence[str] = (),
     ) -> None:
-        self._task, self._args, self._question = task, dict(task_args or {}), question
-        _check_question(question)
+        self._task, self._args, self._question, self._turns = task, dict(task_args or {}), question, tuple(turns)
+        for name, written in (("question", question), *(("turns", turn) for turn in turns)):
+            _check_format(name, written)
         self._eval = self._draw(eval_size, 0, frozenset())
         held_out = frozenset(_text(prompt) for prompt in self._eval)
         self._train = Shuffled(self._draw(size, SEED_STRIDE * (seed + 1), held_out), seed)
@@ -78,30 +81,33 @@ class ReasoningGym:
             raise ComponentError(f"data.task={self._task}, data.task_args={self._args}: {error}") from error
 
     def _prompt(self, entry: dict[str, Any]) -> Prompt:
-        try:
-            text = self._question.format_map({**entry["metadata"], "question": entry["question"]})
-        except KeyError as error:
-            raise ComponentError(
-                f"data.question={self._question}: {self._task} has no field {error}; "
-                f"it has question, {', '.join(entry['metadata'])}"
-            ) from error
         return Prompt(
-            messages=[{"role": "user", "content": text}],
+            messages=[{"role": "user", "content": self._fill("question", self._question, entry)}],
             label=entry["answer"],
             completion=f"[{entry['answer']}]",
+            turns=tuple(self._fill("turns", turn, entry) for turn in self._turns),
             source=self._task,
             metadata={"task": self._task, "entry": entry},
         )
+
+    def _fill(self, name: str, written: str, entry: dict[str, Any]) -> str:
+        try:
+            return written.format_map({**entry["metadata"], "question": entry["question"]})
+        except KeyError as error:
+            raise ComponentError(
+                f"data.{name}={written}: {self._task} has no field {error}; "
+                f"it has question, {', '.join(entry['metadata'])}"
+            ) from error
 
 
 def _text(prompt: Prompt) -> str:
     return str(prompt.messages[0]["content"])
 
 
-def _check_question(question: str) -> None:
+def _check_format(name: str, written: str) -> None:
     try:
-        fields = [field for _, field, _, _ in string.Formatter().parse(question) if field]
+        fields = [field for _, field, _, _ in string.Formatter().parse(written) if field]
     except ValueError as error:
-        raise ComponentError(f"data.question={question}: not a format string ({error})") from error
+        raise ComponentError(f"data.{name}={written}: not a format string ({error})") from error
     if not fields:
-        raise ComponentError(f"data.question={question}: names no field; the default is {{question}}")
+        raise ComponentError(f"data.{name}={written}: names no field, e.g. {{question}}")

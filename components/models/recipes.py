@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from components.models.warm_start import Processor, encode
+from components.models.practice import Processor, encode
 from slime_launch.errors import ComponentError
 
 if TYPE_CHECKING:

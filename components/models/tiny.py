@@ -17,10 +17,11 @@ from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from components.models.warm_start import Lesson, Processor, warm_start
+from components.models.practice import OneTurn, Practice, Processor, sampler
+from components.models.warm_start import Lesson, warm_start
 from slime_launch.errors import ComponentError
 from slime_launch.interfaces import DataSource, Needs, Provides, Reward
-from slime_launch.targets import instantiate
+from slime_launch.targets import find_targets, instantiate
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
@@ -95,12 +96,11 @@ def _key(args: Mapping[str, Any]) -> str:
 def _sources(args: Mapping[str, Any]) -> Iterator[Path]:
     """This code, and the module of each target with the tiny JSON files of its ``configs`` folder."""
     here = Path(__file__).parent
-    yield from (here / "tiny.py", here / "warm_start.py", here / "recipes.py")
-    for name in ("recipe", "data", "reward"):
-        target = str(args[name]["_target_"])
-        spec = importlib.util.find_spec(target.rpartition(".")[0])
+    yield from (here / "tiny.py", here / "practice.py", here / "warm_start.py", here / "recipes.py")
+    for key, target in find_targets(args):
+        spec = importlib.util.find_spec(str(target).rpartition(".")[0])
         if spec is None or spec.origin is None:
-            raise ComponentError(f"model.{name}._target_={target}: no such module")
+            raise ComponentError(f"model.tiny.{key}={target}: no such module")
         yield Path(spec.origin)
         yield from sorted(Path(spec.origin).parent.glob("configs/tiny*.json"))
 
@@ -111,6 +111,7 @@ class TinyCheckpoint:
     folder: where it goes. A checkpoint there that was made from other arguments, or is broken, is made again.
     recipe, data, reward: ``_target_`` nodes of the family's Recipe, the DataSource (which also gets ``seed``) and the
         Reward that scores it.
+    practice: ``_target_`` node of a Practice, which also gets ``sampler`` and ``hf_checkpoint``; null: one turn.
     lesson: see Lesson: the supervised steps stop when the sampled score is within its band.
     threads: torch threads; part of the cache's key, since sums depend on it.
     """
@@ -123,17 +124,18 @@ class TinyCheckpoint:
         reward: Mapping[str, Any],
         seed: int,
         threads: int = 1,
+        practice: Mapping[str, Any] | None = None,
         **lesson: Any,
     ) -> None:
         self._folder = Path(folder)
-        self._recipe, self._data, self._reward = recipe, data, reward
+        self._recipe, self._data, self._reward, self._practice = recipe, data, reward, practice
         self._seed, self._threads = seed, threads
         try:
             self._lesson = Lesson(**lesson)
         except TypeError as error:
             raise ComponentError(f"tiny checkpoint: {error}") from error
-        args = {"recipe": recipe, "data": data, "reward": reward, "seed": seed, "threads": threads, **lesson}
-        self._args: dict[str, Any] = args
+        nodes = {"recipe": recipe, "data": data, "reward": reward, "practice": practice}
+        self._args: dict[str, Any] = {**nodes, "seed": seed, "threads": threads, **lesson}
 
     @classmethod
     def write_stand_in(cls, args: Mapping[str, Any], folder: str) -> None:
@@ -196,11 +198,18 @@ class TinyCheckpoint:
                 architecture = AutoConfig.from_pretrained(folder).architectures[0]
                 model = _model_class(architecture).from_pretrained(folder)
                 processor = AutoProcessor.from_pretrained(folder)
-                outcome = warm_start(recipe, model, processor, source, reward, self._lesson, self._seed)
+                practice = self._build_practice(model, processor, folder)
+                outcome = warm_start(recipe, model, processor, practice, source, reward, self._lesson, self._seed)
                 model.save_pretrained(folder)
         finally:
             torch.set_num_threads(threads)
         return {"steps": outcome.steps, "score": outcome.score}
+
+    def _build_practice(self, model: PreTrainedModel, processor: Processor, folder: Path) -> Practice:
+        if self._practice is None:
+            return OneTurn(model, processor)
+        made: Practice = instantiate(self._practice, sampler=sampler(model, processor), hf_checkpoint=str(folder))
+        return made
 
 
 def _model_class(architecture: str) -> type[PreTrainedModel]:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, TypeAlias
+from typing import TYPE_CHECKING, Any
 
+from components.models.practice import Practice, Processor, encode
 from slime_launch.errors import ComponentError
-from slime_launch.types import Prompt, Sample, Status
+from slime_launch.types import Prompt, Sample
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,9 +19,6 @@ if TYPE_CHECKING:
 
     from components.models.tiny import Recipe
     from slime_launch.interfaces import DataSource, Reward
-
-Processor: TypeAlias = Any
-"""What AutoProcessor gives: a processor with its tokenizer, or for text alone the tokenizer itself."""
 
 BANNED_MASS = 1e-7
 """Probability of all banned tokens together that the warm start aims below."""
@@ -71,25 +68,27 @@ def warm_start(
     recipe: Recipe,
     model: PreTrainedModel,
     processor: Processor,
+    practice: Practice,
     source: DataSource,
     reward: Reward,
     lesson: Lesson,
     seed: int,
 ) -> Outcome:
-    """Prepare the model, then train it on the source's completions until its sampled score is within the band.
+    """Prepare the model, then train it on the source's references until its sampled score is within the band.
 
     A stretch of steps that jumps over the band is taken back and tried again at half the learning rate.
     Raises ComponentError when ``max_steps`` do not bring it there.
     """
     recipe.prepare(model, processor, source.take(lesson.num_prepared), seed)
-    exam = _Exam(model, processor, source.take(lesson.num_scored), reward, lesson)
-    pupil = _Pupil(model, processor, lesson)
+    exam = practice.exam(source.take(lesson.num_scored), lesson.temperature, lesson.max_new_tokens)
+    pupil = _Pupil(model, processor, practice, lesson)
     score = 0.0
     while pupil.steps < lesson.max_steps and pupil.lr > lesson.lr * MIN_LR_SHARE:
         before = pupil.snapshot()
         for _ in range(lesson.check_every):
             loss = pupil.learn(source.take(lesson.batch_size))
-        score = exam.score()
+        scores = asyncio.run(_scores(reward, exam()))
+        score = sum(scores) / len(scores)
         print(f"warm start: step {pupil.steps}, loss {loss:.3f}, score {score:.3f}", flush=True)
         if score > lesson.score_high:
             pupil.restore(before)
@@ -104,23 +103,24 @@ def warm_start(
 class _Pupil:
     """The trainable weights with their optimizer."""
 
-    def __init__(self, model: PreTrainedModel, processor: Processor, lesson: Lesson) -> None:
+    def __init__(self, model: PreTrainedModel, processor: Processor, practice: Practice, lesson: Lesson) -> None:
         import torch
 
-        self._model, self._processor, self._lesson = model, processor, lesson
+        self._model, self._processor, self._practice, self._lesson = model, processor, practice, lesson
         self._weights = [weight for weight in model.parameters() if weight.requires_grad]
         self._adam = torch.optim.Adam(self._weights, lr=lesson.lr)
         self.steps, self.lr = 0, lesson.lr
 
     def learn(self, prompts: Sequence[Prompt]) -> float:
-        """One step on the prompts' completions. Returns the loss."""
+        """One step on the prompts' references. Returns the loss."""
         import torch
 
         self.steps += 1
         for group in self._adam.param_groups:
             group["lr"] = self.lr * min(1.0, self.steps / max(1, self._lesson.warmup_steps))
         self._model.train()
-        loss = _loss(self._model, self._processor, prompts, self._lesson.ban_weight)
+        inputs, answers = encode(self._processor, prompts), self._practice.references(prompts)
+        loss = _loss(self._model, inputs, answers, self._lesson.ban_weight)
         self._adam.zero_grad()
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self._weights, GRAD_CLIP)
@@ -141,27 +141,13 @@ class _Pupil:
         self.lr /= 2
 
 
-def encode(processor: Processor, prompts: Sequence[Prompt]) -> dict[str, Tensor]:
-    """What the model takes for a batch of prompts: ids left-padded [B, P], their mask, and media if there are any."""
-    from PIL import Image
-
-    texts = [
-        processor.apply_chat_template(prompt.messages, tokenize=False, add_generation_prompt=True) for prompt in prompts
-    ]
-    images = [[Image.open(io.BytesIO(file)).convert("RGB") for file in prompt.images] for prompt in prompts]
-    media = {"images": images} if any(images) else {}
-    return dict(processor(text=texts, padding=True, return_tensors="pt", **media))
-
-
-def _loss(model: PreTrainedModel, processor: Processor, prompts: Sequence[Prompt], ban_weight: float) -> Tensor:
-    """Mean negative logprob of the completions' tokens, plus ``ban_weight`` nats each nat above BANNED_MASS."""
+def _loss(model: PreTrainedModel, inputs: dict[str, Tensor], answers: Sequence[Sample], ban_weight: float) -> Tensor:
+    """Mean negative logprob of the model's tokens, plus ``ban_weight`` nats each nat above BANNED_MASS."""
     import torch
 
-    inputs = encode(processor, prompts)
-    answer_BR, mask_BR = _answers(processor, prompts)
-    num_answer = answer_BR.shape[1]
-    inputs = _extend(inputs, answer_BR, mask_BR)
-    logits_BRV = model(**inputs, use_cache=False, logits_to_keep=num_answer + 1).logits[:, :-1].float()
+    answer_BR, there_BR, mask_BR = _pad(answers, int(model.generation_config.pad_token_id))
+    inputs = _extend(inputs, answer_BR, there_BR)
+    logits_BRV = model(**inputs, use_cache=False, logits_to_keep=answer_BR.shape[1] + 1).logits[:, :-1].float()
     logprobs_BRV = torch.log_softmax(logits_BRV, dim=-1)
     loss_BR = -logprobs_BRV.gather(-1, answer_BR.unsqueeze(-1)).squeeze(-1)
     if banned := model.generation_config.suppress_tokens:
@@ -169,24 +155,24 @@ def _loss(model: PreTrainedModel, processor: Processor, prompts: Sequence[Prompt
     return (loss_BR * mask_BR).sum() / mask_BR.sum()
 
 
-def _answers(processor: Processor, prompts: Sequence[Prompt]) -> tuple[Tensor, Tensor]:
-    """Completions with their end token, right-padded [B, R], and their mask [B, R]."""
+def _pad(answers: Sequence[Sample], pad: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Answers right-padded [B, R], where they have tokens [B, R], and which of those the model writes [B, R]."""
     import torch
 
-    tokenizer: Any = getattr(processor, "tokenizer", processor)
-    rows = [[*tokenizer(prompt.completion)["input_ids"], tokenizer.eos_token_id] for prompt in prompts]
-    longest = max(map(len, rows))
-    ids = [row + [tokenizer.pad_token_id] * (longest - len(row)) for row in rows]
-    mask = [[1] * len(row) + [0] * (longest - len(row)) for row in rows]
-    return torch.tensor(ids), torch.tensor(mask)
+    longest = max(len(answer.response_ids) for answer in answers)
+    fill = [longest - len(answer.response_ids) for answer in answers]
+    ids = [answer.response_ids + [pad] * count for answer, count in zip(answers, fill, strict=True)]
+    there = [[1] * (longest - count) + [0] * count for count in fill]
+    mask = [answer.loss_mask + [0] * count for answer, count in zip(answers, fill, strict=True)]
+    return torch.tensor(ids), torch.tensor(there), torch.tensor(mask)
 
 
-def _extend(inputs: dict[str, Tensor], answer_BR: Tensor, mask_BR: Tensor) -> dict[str, Tensor]:
+def _extend(inputs: dict[str, Tensor], answer_BR: Tensor, there_BR: Tensor) -> dict[str, Tensor]:
     """The prompts followed by their answers; what else runs along the ids (token types) counts answers as 0."""
     import torch
 
     along = {name for name, value in inputs.items() if value.shape == inputs["input_ids"].shape}
-    tail = {"input_ids": answer_BR, "attention_mask": mask_BR}
+    tail = {"input_ids": answer_BR, "attention_mask": there_BR}
     zeros = torch.zeros_like(answer_BR)
     return {
         name: torch.cat((value, tail.get(name, zeros)), dim=1) if name in along else value
@@ -194,54 +180,5 @@ def _extend(inputs: dict[str, Tensor], answer_BR: Tensor, mask_BR: Tensor) -> di
     }
 
 
-class _Exam:
-    """The same prompts again and again, sampled as the rollout samples them."""
-
-    def __init__(
-        self, model: PreTrainedModel, processor: Processor, prompts: Sequence[Prompt], reward: Reward, lesson: Lesson
-    ) -> None:
-        self._model = model
-        self._tokenizer: Any = getattr(processor, "tokenizer", processor)
-        self._prompts, self._reward, self._lesson = prompts, reward, lesson
-        self._inputs = encode(processor, prompts)
-
-    def score(self) -> float:
-        """Mean reward of one sample a prompt."""
-        pairs = enumerate(zip(self._prompts, self._sample(), strict=True))
-        samples = [_as_sample(index, prompt, text) for index, (prompt, text) in pairs]
-        scores = asyncio.run(_scores(self._reward, samples))
-        return sum(scores) / len(scores)
-
-    def _sample(self) -> list[str]:
-        """One response a prompt, as text without special tokens."""
-        import torch
-
-        self._model.eval()
-        with torch.no_grad():
-            ids_BT = self._model.generate(
-                **self._inputs,
-                do_sample=True,
-                temperature=self._lesson.temperature,
-                top_k=0,
-                top_p=1.0,
-                max_new_tokens=self._lesson.max_new_tokens,
-            )
-        answers_BR = ids_BT[:, self._inputs["input_ids"].shape[1] :]
-        texts: list[str] = self._tokenizer.batch_decode(answers_BR, skip_special_tokens=True)
-        return texts
-
-
 async def _scores(reward: Reward, samples: Sequence[Sample]) -> list[float]:
     return await reward.score(samples)
-
-
-def _as_sample(index: int, prompt: Prompt, response: str) -> Sample:
-    return Sample(
-        group=index,
-        index=0,
-        prompt=prompt,
-        prompt_text="",
-        prompt_ids=[],
-        response=response,
-        status=Status.COMPLETED,
-    )

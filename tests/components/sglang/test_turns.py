@@ -1,0 +1,98 @@
+"""Conversations with real engines: the tokens of two turns have transformers' logprobs, and are nowhere made anew."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from components.rollout.client import Client
+from components.rollout.engine import SampleEngine, new_sample
+from components.rollout.prompts import Renderer
+from components.sglang.control import Control
+from components.sglang.server import Server
+from slime_launch.types import UNSAMPLED, Endpoint, Prompt, Sample
+from tests.components.rollout.scripted import ask
+from tests.components.sglang.conftest import MEDIA, Engine, Split
+from tests.servers import picture
+
+pytestmark = pytest.mark.servers
+
+TURN = 12
+TOLD = [{"role": "tool", "content": "12|<|im_end|>|[3]"}]
+SAMPLING = {"temperature": 1.0, "max_new_tokens": 90, "ignore_eos": True}
+
+
+async def _converse(endpoint: Endpoint, renderer: Renderer, prompts: list[Prompt]) -> list[tuple[Sample, int]]:
+    """Of each prompt a sample of two turns, the first cut short and resumed; and the images sent for it."""
+    client = Client([endpoint], [endpoint], limit=8, picks_rank=False)
+
+    async def one(number: int, prompt: Prompt) -> tuple[Sample, int]:
+        rendered = renderer.render(prompt)
+        engine = SampleEngine(client.session(), renderer, rendered, SAMPLING)
+        sample = new_sample(rendered, number, 0)
+        for budget in (TURN // 2, TURN):
+            await engine.generate(sample, max_new_tokens=budget)
+        sample.add_given(engine.continuation(sample, TOLD))
+        # what a model may write: an image's placeholder spelled out, as text
+        sample.add_given(engine.encode("<|imag") + engine.encode("e|>"))
+        return await engine.generate(sample, max_new_tokens=len(sample.response_ids) + TURN), engine.images_sent
+
+    try:
+        return await asyncio.gather(*(one(number, prompt) for number, prompt in enumerate(prompts)))
+    finally:
+        await client.close()
+
+
+def converse(engine: Server, router: Endpoint, checkpoint: Path, prompts: list[Prompt]) -> list[tuple[Sample, int]]:
+    control = Control(engine.site.url, engine.site.keys.admin, 60.0)
+    control.open()
+    control.post("/update_weight_version", {"new_version": "0", "abort_all_requests": False}, "naming the weights")
+    control.close()
+    return asyncio.run(_converse(router, Renderer(str(checkpoint)), prompts))
+
+
+def gaps(sample: Sample, model: Any, **media: torch.Tensor) -> torch.Tensor:
+    """Distances between the engine's logprobs of the sampled tokens and transformers' on the concatenated ids."""
+    ids_1S = torch.tensor([sample.prompt_ids + sample.response_ids])
+    sees = hasattr(model.config, "image_token_id")
+    if media:
+        media |= {"mm_token_type_ids": (ids_1S == model.config.image_token_id).long()}
+    with torch.no_grad():
+        logits_RV = model(input_ids=ids_1S, **media).logits[0, len(sample.prompt_ids) - 1 : -1]
+    if sees:
+        logits_RV[:, list(MEDIA)] = -torch.inf
+    logprobs_R = logits_RV.log_softmax(-1).gather(1, torch.tensor(sample.response_ids)[:, None])[:, 0]
+    sampled_R = torch.tensor(sample.loss_mask, dtype=torch.bool)
+    assert sampled_R.sum() == 2 * TURN
+    assert [version == UNSAMPLED for version in sample.weight_versions] == (~sampled_R).tolist()
+    return (logprobs_R - torch.tensor(sample.logprobs))[sampled_R].abs()
+
+
+def test_two_turns_of_text(text: Engine) -> None:
+    from transformers import AutoModelForCausalLM
+
+    assert text.router is not None
+    model = AutoModelForCausalLM.from_pretrained(text.checkpoint, dtype=torch.float32)
+    prompts = [ask(question) for question in ("1+1", "and then?", "x" * 40)]
+    for sample, sent in converse(text.server, text.router, text.checkpoint, prompts):
+        assert sent == 0
+        assert gaps(sample, model).max() < 1e-4
+
+
+def test_two_turns_about_images_from_the_encoder(split: Split) -> None:
+    """None, one, and several of different sizes, all at once."""
+    from transformers import Glm4vForConditionalGeneration
+
+    model = Glm4vForConditionalGeneration.from_pretrained(split.checkpoint, dtype=torch.float32)
+    pictures = [[picture(1)], [], [picture(2, 84), picture(3), picture(4, 112)], [picture(5), picture(6, 84)]]
+    before = sum(split.encoded())
+    talks = converse(split.worker, split.endpoint, split.checkpoint, [ask("what?", images) for images in pictures])
+    for images, (sample, sent) in zip(pictures, talks, strict=True):
+        media = {name: torch.from_numpy(array) for name, array in sample.media.items()}
+        assert sent == 3 * len(images)
+        assert gaps(sample, model, **media).max() < 1e-4
+    assert sum(split.encoded()) - before == 3 * sum(map(len, pictures))
