@@ -30,7 +30,7 @@ BAD = [
         "all weights are zero at step 5; keep one above zero",
     ),
     (["reward.mix.mode=prod"], "error: reward.mix.mode=prod: no such mode; did you mean product?"),
-    (["reward.mix.mode=min", f"{FORMAT}.weight=1"], f"error: {EXACT}.weight=0.9: a minimum has no weights; give 1.0, or"),
+    (["reward.mix.mode=min", f"{FORMAT}.weight=1"], f"error: {EXACT}.weight=0.9: a minimum has no weights; give 1.0"),
     ([f"+{EXACT}.normalise=grup"], f"error: {EXACT}.normalise=grup: invalid enum value 'grup'"),
     ([f"+{EXACT}.normalise=[1,1]"], f"error: {EXACT}.normalise=[1.0, 1.0]: not a range; give [lo, hi] with lo < hi"),
     ([f"+{FORMAT}.normalise=group", f"+{FORMAT}.gate=true"], "z-scores fall below zero and cannot be multiplied"),
@@ -46,7 +46,7 @@ BAD = [
     # routes, where the data's sources are known
     ([MIXTURE, f"+{FORMAT}.sources=[mth]"], f"error: {FORMAT}.sources=mth: no such data source; did you mean math?"),
     (
-        [MIXTURE, f"+{EXACT}.sources=[math]", f"+{FORMAT}.sources=[math]"],
+        [MIXTURE, f"+{EXACT}.sources=[math]", f"+{FORMAT}.sources=[math]", "reward.score=null"],
         "error: reward.parts=exact, format: no part scores samples of swe; name it in the sources of a part",
     ),
     ([MIXTURE, f"+{EXACT}.sources=[math]"], "error: reward.score=exact: does not score samples of swe; give null"),
