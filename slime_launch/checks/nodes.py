@@ -38,7 +38,8 @@ def nodes_have_targets(f: Facts) -> Iterator[Problem]:
         "model.spec": config.model.spec, "algorithm.policy": config.algorithm.policy, "data": config.data,
         "rollout.worker": config.rollout.worker, "rollout.server": config.rollout.server,
         "trainer.worker": config.trainer.worker, "driver.loop": config.driver.loop, "reward.mix": config.reward.mix,
-        "cluster.backend": config.cluster.backend,
+        "cluster.backend": config.cluster.backend, "rollout.generate": config.rollout.generate,
+        **{f"rollout.filters.{name}": node for name, node in config.rollout.filters.items()},
         **{f"reward.parts.{name}": node for name, node in config.reward.parts.items()},
     }  # fmt: skip
     if makes_checkpoint(config):

@@ -25,7 +25,7 @@ def rewards_are_sound(f: Facts) -> Iterator[Problem]:
     for name, settings in rollout.eval_sets.items():
         if settings.reward:
             key = f"rollout.eval_sets.{name}.reward"
-            reward, problems = build(RewardConfig, settings.reward, key)
+            reward, problems = build(RewardConfig, {"mix": f.config.reward.mix} | settings.reward, key)
             yield from problems or _nodes_have_targets(key, reward)
             if not problems:
                 yield from _group(key, reward, known_sources(settings.data or data))

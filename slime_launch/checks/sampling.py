@@ -13,8 +13,6 @@ from slime_launch.schema.build import nearest
 from slime_launch.schema.sampling import BENDS_LOGITS, NAMED, RESERVED
 from slime_launch.sglang_source import sampling_parameters
 
-_REWARD_KEYS = ("mix", "parts", "score")
-
 
 def sampling_parameters_exist(f: Facts) -> Iterator[Problem]:
     """Sampling parameters are SGLang's, have its types, and are not the launcher's own."""
@@ -51,21 +49,13 @@ def training_samples_like_the_trainer(f: Facts) -> Iterator[Problem]:
 
 
 def held_out_sets_fit(f: Facts) -> Iterator[Problem]:
-    """pass@k has k samples somewhere; a set's own reward is a reward group; greedy is asked of every set anyway."""
+    """pass@k has k samples somewhere; greedy answers are asked of every set anyway."""
     rollout = f.config.rollout
     most = max([rollout.group_size, rollout.eval_samples, *(one.samples or 0 for one in rollout.eval_sets.values())])
     yield from _ks("rollout.pass_at", rollout.pass_at, most, "group_size or eval_samples")
     for name, one in rollout.eval_sets.items():
         key = f"rollout.eval_sets.{name}"
         yield from _ks(f"{key}.pass_at", one.pass_at, one.samples or rollout.eval_samples, f"{key}.samples")
-        for unknown in sorted(one.reward.keys() - set(_REWARD_KEYS)):
-            mend = nearest(unknown, _REWARD_KEYS)
-            yield Problem(f"{key}.reward.{unknown}", one.reward[unknown], "unknown key", mend)
-        parts = one.reward.get("parts", {})
-        if one.reward and not (isinstance(parts, dict) and parts):
-            yield Problem(f"{key}.reward.parts", parts, "a reward of its own needs parts", "give at least one")
-        elif (score := one.reward.get("score")) is not None and score not in parts:
-            yield Problem(f"{key}.reward.score", score, "not one of its parts", nearest(str(score), parts))
         if "temperature" in one.sampling and not one.sampling["temperature"]:
             reason = "greedy answers are reported for every set, as eval/<set>/greedy"
             yield Problem(f"{key}.sampling.temperature", one.sampling["temperature"], reason, "give more than 0")
