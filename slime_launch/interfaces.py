@@ -240,6 +240,14 @@ class Stepped(Protocol):
 
 
 @runtime_checkable
+class Counts(Protocol):
+    """A reward that knows how often it failed."""
+
+    def counts(self) -> Metrics:
+        """Since the last call, e.g. ``rollout/reward_errors/<part>``; a step's are asked for when it has scored."""
+
+
+@runtime_checkable
 class Closes(Protocol):
     """A component that holds processes or connections."""
 

@@ -25,6 +25,9 @@ class Reward:
     def __init__(self, strict): ...
     def score(self, samples): ...
 
+class OneByOne:
+    def score_one(self, sample): ...
+
 def spec(config): ...
 
 def loop(loop, again): ...
@@ -58,6 +61,10 @@ BAD = [
     (
         ["+reward.parts.theirs={_target_: theirs.Reward, weight: 1.0}"],
         "error: reward.parts.theirs=theirs.Reward: cannot be called with []: missing a required argument: 'strict'",
+    ),
+    (
+        ["+reward.parts.theirs={_target_: theirs.OneByOne, weight: 1.0, sources: [a], deadline_s: 2, on_error: drop}"],
+        "error: reward.parts.theirs._target_=theirs.OneByOne: score_one must be async; see slime_launch.interfaces.Sin",
     ),
     (
         ["model.spec._target_=theirs.spec"],
