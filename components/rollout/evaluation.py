@@ -18,7 +18,6 @@ from components.rollout.scoring import score
 from components.rollout.seeds import sampling_seed
 from slime_launch.errors import ComponentError
 from slime_launch.interfaces import DataSource, Reward
-from slime_launch.targets import instantiate
 from slime_launch.types import Metrics, Prompt, Sample
 
 _ATTEMPTS = 3
@@ -52,7 +51,7 @@ class Defaults:
 
 
 def named_sets(
-    data: DataSource, nodes: Mapping[str, Mapping[str, Any]], seed: int
+    data: DataSource, nodes: Mapping[str, Mapping[str, Any]], open_node: Callable[[Mapping[str, Any]], DataSource]
 ) -> dict[str, tuple[list[Prompt], Mapping[str, Any]]]:
     """Every held-out set with its settings: the run's data source's, and those with a source of their own.
 
@@ -67,7 +66,7 @@ def named_sets(
             "of them or give it data"
         )
     for entry in sorted(own):
-        sets = instantiate(nodes[entry]["data"], seed=seed).eval_sets()
+        sets = open_node(nodes[entry]["data"]).eval_sets()
         for name, prompts in sets.items():
             full = entry if len(sets) == 1 else f"{entry}_{name}"
             if full in found:

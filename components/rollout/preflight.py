@@ -13,9 +13,10 @@ from components.rollout.callables import make_callable
 from components.rollout.evaluation import named_sets
 from components.rollout.prompts import Rendered, Renderer
 from components.rollout.sampling import check_evaluation, check_training
+from components.rollout.sources import open_source
 from slime_launch.errors import LaunchError, Problem
 from slime_launch.hf_folder import TOKENIZERS
-from slime_launch.interfaces import DataSource, Findings, Fits
+from slime_launch.interfaces import Findings
 from slime_launch.targets import instantiate
 from slime_launch.types import Prompt
 
@@ -30,13 +31,12 @@ def preflight(args: Mapping[str, Any]) -> Findings:
     renderer, unreadable = _renderer(folder)
     problems += unreadable
     try:
-        data: DataSource = instantiate(args["data"], seed=args["seed"])
-        if renderer is not None and isinstance(data, Fits):
-            data.fit(partial(_length, renderer))
+        open_node = partial(open_source, seed=args["seed"], renderer=renderer)
+        data = open_node(args["data"])
         prompts = data.take(_SHOWN_PROMPTS)
         for prompt in prompts:
             check_training(prompt, args["sampling"])
-        for held, _ in named_sets(data, args["eval_sets"], args["seed"]).values():
+        for held, _ in named_sets(data, args["eval_sets"], open_node).values():
             check_evaluation(held[0])
             prompts.append(held[0])
     except (LaunchError, OSError) as error:
@@ -75,10 +75,6 @@ def _renderer(folder: Path) -> tuple[Renderer | None, list[Problem]]:
     except (LaunchError, OSError, ValueError) as error:
         reason = f"its tokenizer or processor cannot be loaded ({error})"
         return None, [Problem("model.hf_checkpoint", str(folder), reason, "name a whole checkpoint")]
-
-
-def _length(renderer: Renderer, prompt: Prompt) -> int:
-    return len(renderer.render(prompt).ids)
 
 
 def _show(renderer: Renderer, prompt: Prompt) -> Iterator[str]:

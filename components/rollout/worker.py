@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from functools import partial
 from itertools import chain
 from typing import Any
 
@@ -19,14 +20,15 @@ from components.rollout.prompts import Rendered, Renderer
 from components.rollout.sampling import check_training
 from components.rollout.scoring import Judge
 from components.rollout.seeds import sampling_seed
+from components.rollout.sources import open_source
 from slime_launch.errors import ComponentError
 from slime_launch.interfaces import (
     Closes,
     Connects,
+    Counts,
     DataSource,
     Filter,
     Findings,
-    Fits,
     Generate,
     Needs,
     Provides,
@@ -105,9 +107,8 @@ class RolloutWorker:
     def start(self, needs: Needs) -> Provides:
         """Load tokenizer, data and rewards; connect to the engines."""
         self._renderer = Renderer(self._hf_checkpoint)
-        self._data: DataSource = instantiate(self._data_node, seed=self._seed)
-        if isinstance(self._data, Fits):
-            self._data.fit(lambda prompt: len(self._renderer.render(prompt).ids))
+        open_node = partial(open_source, seed=self._seed, renderer=self._renderer)
+        self._data: DataSource = open_node(self._data_node)
         self._endpoints = {endpoint.model: endpoint for endpoint in needs.get("router_url", ())}
         reward = self._make_reward(self._reward_node)
         self._generate: Generate = make_callable("rollout.generate", self._generate_node)
@@ -116,7 +117,7 @@ class RolloutWorker:
         }
         self._judge = Judge(reward, filters, self._least)
         self._sets = held_out(
-            named_sets(self._data, self._eval_nodes, self._seed), self._renderer.render, self._make_reward,
+            named_sets(self._data, self._eval_nodes, open_node), self._renderer.render, self._make_reward,
             Defaults(self._eval_samples, reward, self._score, self._pass_at),
         )  # fmt: skip
         self._buffer = Buffer(self._data, self._render)
@@ -137,14 +138,15 @@ class RolloutWorker:
         self._tell_of_raw_rewards(samples)
         if self._mask_old:
             _mask_old(samples, version)
-        return samples, metrics | told
+        return samples, metrics | told | self._reward_counts()
 
     def evaluate(self, step: int) -> Metrics:
         """Mean score of each held-out set; see ``components.rollout.evaluation.evaluate``."""
         began = time.perf_counter()
         self._begin_step(step)
         metrics = self._runner.run(evaluate(self._sets, self._generator, self._seed))
-        return metrics | {"perf/eval_time": time.perf_counter() - began}
+        failed = {f"eval/{name.partition('/')[2]}": count for name, count in self._reward_counts().items() if count}
+        return metrics | failed | {"perf/eval_time": time.perf_counter() - began}
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON values; see ``components.rollout.buffer.Buffer.state_dict``."""
@@ -184,6 +186,14 @@ class RolloutWorker:
         for reward in self._rewards:
             if isinstance(reward, Stepped):
                 reward.begin_step(step)
+
+    def _reward_counts(self) -> Metrics:
+        """Failures of all rewards since the last call."""
+        total: Metrics = {}
+        for reward in self._rewards:
+            for name, count in reward.counts().items() if isinstance(reward, Counts) else ():
+                total[name] = total.get(name, 0.0) + count
+        return total
 
     def _tell_of_raw_rewards(self, samples: list[Sample]) -> None:
         """Name, once, each source whose samples lack the raw reward that others of the batch have."""
