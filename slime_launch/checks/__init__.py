@@ -10,6 +10,7 @@ from slime_launch.checks import (
     data,
     layout,
     machine,
+    media,
     model,
     nodes,
     rewards,
@@ -26,7 +27,7 @@ from slime_launch.resolve import resolve
 from slime_launch.schema import Config
 
 RULES: tuple[Rule, ...] = (
-    *nodes.RULES, *data.RULES, *rewards.RULES, *model.RULES, *layout.RULES, *batch.RULES,
+    *nodes.RULES, *data.RULES, *media.RULES, *rewards.RULES, *model.RULES, *layout.RULES, *batch.RULES,
     *sampling.RULES, *topology.RULES, *routing.RULES, *servers.RULES, *machine.RULES,
 )  # fmt: skip
 

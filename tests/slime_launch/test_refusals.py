@@ -49,6 +49,13 @@ BAD = [
     ([GLM, "mode=runn"], "error: mode=runn: invalid enum value 'runn'; did you mean run?"),
     ([GLM, "resume=/nowhere"], "error: resume=/nowhere: /nowhere is missing; name a run folder, or one of its"),
     ([GLM, "trainer.checkpoint.weights_from=/nowhere"], "error: trainer.checkpoint.weights_from=/nowhere: /nowhere is"),
+    # media that nobody sends or trains
+    ([GLM, "model.spec.encoders=[vision,audio]"], "error: model.spec.encoders[1]=audio: audio is neither sent to the"),
+    (
+        [GLM, "+model.encoders.video=encoders.video."],
+        "error: model.encoders.video=encoders.video.: video is neither sent",
+    ),
+    ([GLM, "+data.columns.videos=clip"], "error: data.columns.videos=clip: video is neither sent to the engines nor"),
     # the model does not fit
     (
         [GLM, "trainer.parallel.tp=3"],
