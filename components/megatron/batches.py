@@ -7,22 +7,20 @@ on from its end and sees no other. N samples, B rows, S tokens of a row, R respo
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from components.megatron.cutting import Bounds, Pack, cut_up, media_key
 from components.models.base import Encoder, Family, HFConfig
 from slime_launch.errors import ComponentError
-from slime_launch.types import Sample
+from slime_launch.types import UNSAMPLED, Sample
 
 if TYPE_CHECKING:
     from torch import Tensor
-
-Pack = list[int]
-"""Numbers of samples that share a row."""
 
 
 @dataclass(slots=True)
@@ -32,7 +30,9 @@ class MicroBatch:
     inputs: keywords of the model's forward: input_ids [B, S], position_ids [3, B, S], attention_mask (bool
         [B, 1, S, S], true where a token must not look; None: causal), media where there are any.
     slots_NR: flat index into [B, S] of the logits that predict each response token. targets_NR: those tokens, 0 where
-        there are none. mask_NR: 1.0 on tokens that count. engine_NR: the engine's logprobs. advantages_N: one a sample.
+        there are none. mask_NR: 1.0 on tokens that count. fresh_NR: 1.0 on those of them that the newest weights
+        sampled.
+        engine_NR: the engine's logprobs. advantages_N: one a sample.
     old_NR: the trainer's logprobs before the first update, None until known and on stages without logits.
     """
 
@@ -40,6 +40,7 @@ class MicroBatch:
     slots_NR: Tensor
     targets_NR: Tensor
     mask_NR: Tensor
+    fresh_NR: Tensor
     engine_NR: Tensor
     advantages_N: Tensor
     old_NR: Tensor | None = None
@@ -47,21 +48,28 @@ class MicroBatch:
 
 @dataclass(frozen=True)
 class Batcher:
-    """Cuts samples into micro-batches of at most ``size`` samples for one model.
+    """Cuts samples into micro-batches within ``bounds`` for one model.
 
-    share: samples of one prompt may share a row; the model must take rotary positions from the batch.
+    Where samples share a row, the model must take rotary positions from the batch. media: build the towers' inputs,
+    which the first pipeline stage alone reads. length_multiple: rows are padded to one of it, for ranks that share the
+    sequence.
     """
 
     family: Family
     hf: HFConfig
     encoders: Mapping[str, Encoder]
-    size: int
+    bounds: Bounds
     device: str
-    share: bool
+    media: bool = True
+    length_multiple: int = 1
 
-    def cut(self, samples: Sequence[Sample], advantages_N: Tensor, part: int, parts: int) -> list[MicroBatch]:
-        """The micro-batches of data-parallel rank ``part`` of ``parts``; samples are dealt round by length.
+    def cut(
+        self, samples: Sequence[Sample], advantages_N: Tensor, part: int, parts: int, newest: int | None = None
+    ) -> list[MicroBatch]:
+        """The micro-batches of data-parallel rank ``part`` of ``parts``; as many on every rank.
 
+        A rank with too few samples repeats its smallest micro-batch with nothing in it that counts.
+        newest: the version whose tokens are compared with the engine's logprobs; None: the newest of these samples.
         Raises ComponentError for fewer samples than ranks and for a sample whose fields do not fit together.
         """
         if len(samples) < parts:
@@ -71,17 +79,23 @@ class Batcher:
             )
         for sample in samples:
             check_sample(sample, self.encoders)
-        order = sorted(range(len(samples)), key=lambda i: len(samples[i].prompt_ids) + len(samples[i].response_ids))
-        packs = make_packs(samples, order[part::parts], self.size if self.share else 1)
-        return [self._micro_batch(samples, advantages_N, some) for some in fill(packs, self.size)]
+        newest = newest_version(samples) if newest is None else newest
+        runs = cut_up(samples, parts, self.bounds)[part]
+        batches = [self._micro_batch(samples, advantages_N, run, newest) for run in runs if run]
+        smallest = min(batches, key=lambda batch: batch.inputs["input_ids"].numel())
+        nothing = smallest.mask_NR * 0
+        blank = replace(smallest, mask_NR=nothing, fresh_NR=nothing)
+        return batches + [blank] * (len(runs) - len(batches))
 
-    def _micro_batch(self, samples: Sequence[Sample], advantages_N: Tensor, packs: Sequence[Pack]) -> MicroBatch:
+    def _micro_batch(
+        self, samples: Sequence[Sample], advantages_N: Tensor, packs: Sequence[Pack], newest: int
+    ) -> MicroBatch:
         import torch
 
         rows = [[samples[i] for i in pack] for pack in packs]
         mine = list(chain.from_iterable(rows))
         width = max(1, max(len(sample.response_ids) for sample in mine))
-        length = max(map(_row_length, rows))
+        length = -(-max(map(_row_length, rows)) // self.length_multiple) * self.length_multiple
 
         def padded(values: Sequence[Any], dtype: Any) -> Tensor:
             return torch.from_numpy(_pad(values, width, dtype)).to(self.device)
@@ -92,6 +106,7 @@ class Batcher:
             slots_NR=padded(slots, np.int64),
             targets_NR=padded([sample.response_ids for sample in mine], np.int64),
             mask_NR=padded([sample.loss_mask for sample in mine], np.float32),
+            fresh_NR=padded([_fresh(sample, newest) for sample in mine], np.float32),
             engine_NR=padded([sample.logprobs for sample in mine], np.float32),
             advantages_N=advantages_N[list(chain.from_iterable(packs))].to(self.device),
         )
@@ -106,7 +121,8 @@ class Batcher:
             "position_ids": torch.from_numpy(positions).to(self.device),
             "attention_mask": self._mask(rows, length),
         }
-        media = {name: self._media(encoder, rows, length) for name, encoder in self.encoders.items()}
+        encoders = self.encoders if self.media else {}
+        media = {name: self._media(encoder, rows, length) for name, encoder in encoders.items()}
         present = {name: part for name, part in media.items() if part}
         return inputs | ({"media": present} if present else {})
 
@@ -144,7 +160,7 @@ class Batcher:
             if encoder.media[0] not in sample.media:
                 continue
             places = np.flatnonzero(np.asarray(sample.prompt_ids) == self.hf[encoder.token])
-            first, _ = distinct.setdefault(_media_key(sample, encoder.media), (total, sample))
+            first, _ = distinct.setdefault(media_key(sample, encoder.media), (total, sample))
             total = max(total, first + len(places))
             slots.append(places + number * length)
             features.append(np.arange(first, first + len(places)))
@@ -161,37 +177,6 @@ class Batcher:
         }
 
 
-def make_packs(samples: Sequence[Sample], numbers: Sequence[int], size: int) -> list[Pack]:
-    """The samples by shared prompt, at most ``size`` together, shortest rows first.
-
-    Samples stay apart where one row would cost more attention (its length squared) than rows of their own.
-    """
-    by_prompt: dict[Any, Pack] = {}
-    for number in numbers:
-        sample = samples[number]
-        key = (tuple(sample.prompt_ids), _media_key(sample, sorted(sample.media)))
-        by_prompt.setdefault(key, []).append(number)
-    packs: list[Pack] = []
-    for shared in by_prompt.values():
-        for start in range(0, len(shared), size):
-            pack = shared[start : start + size]
-            alone = sum(_row_length([samples[i]]) ** 2 for i in pack)
-            together = _row_length([samples[i] for i in pack]) ** 2
-            packs += [pack] if together <= alone else [[i] for i in pack]
-    return sorted(packs, key=lambda pack: _row_length([samples[i] for i in pack]))
-
-
-def fill(packs: Sequence[Pack], size: int) -> Iterator[list[Pack]]:
-    """Runs of packs with at most ``size`` samples together."""
-    run: list[Pack] = []
-    for pack in packs:
-        if run and sum(map(len, run)) + len(pack) > size:
-            yield run
-            run = []
-        run.append(pack)
-    yield run
-
-
 def _row_length(row: Sequence[Sample]) -> int:
     return len(row[0].prompt_ids) + sum(len(sample.response_ids) for sample in row)
 
@@ -206,14 +191,12 @@ def _predictors(row: Sequence[Sample]) -> Iterator[NDArray[np.int64]]:
         start += len(sample.response_ids)
 
 
-def _media_key(sample: Sample, names: Sequence[str]) -> tuple[bytes, ...]:
-    return tuple(np.ascontiguousarray(sample.media[name]).tobytes() for name in names)
-
-
 def check_sample(sample: Sample, encoders: Mapping[str, Encoder]) -> None:
     """Raises ComponentError, naming the sample, unless its per-token fields agree and its media have an encoder."""
     who = f"sample {sample.index} of group {sample.group}"
-    lengths = {name: len(getattr(sample, name)) for name in ("response_ids", "logprobs", "loss_mask")}
+    lengths = {
+        name: len(getattr(sample, name)) for name in ("response_ids", "logprobs", "loss_mask", "weight_versions")
+    }
     if len(set(lengths.values())) > 1:
         raise ComponentError(f"{who}: lengths differ: {lengths}")
     if not sample.prompt_ids:
@@ -223,6 +206,21 @@ def check_sample(sample: Sample, encoders: Mapping[str, Encoder]) -> None:
     known = set(chain.from_iterable(encoder.media for encoder in encoders.values()))
     if strange := sorted(set(sample.media) - known):
         raise ComponentError(f"{who}: media {strange} are taken by no encoder of this model; it takes {sorted(known)}")
+
+
+def newest_version(samples: Sequence[Sample]) -> int:
+    """The newest weights behind any token that counts."""
+    counted = (
+        version for s in samples for version, counts in zip(s.weight_versions, s.loss_mask, strict=False) if counts
+    )
+    return max(counted, default=UNSAMPLED)
+
+
+def _fresh(sample: Sample, newest: int) -> list[int]:
+    return [
+        int(counts and version == newest)
+        for version, counts in zip(sample.weight_versions, sample.loss_mask, strict=True)
+    ]
 
 
 def minibatches(count: int, parts: int) -> Iterator[range]:

@@ -6,6 +6,7 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
+import torch
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, get_canonical_lr_for_logging
 
@@ -44,6 +45,7 @@ class Optimizer:
         self._megatron = get_megatron_optimizer(
             config, chunks, get_standard_config_overrides(config), use_gloo_process_groups=False
         )
+        _fuse(self._megatron)
         self._schedule = OptimizerParamScheduler(
             self._megatron,
             init_lr=0.0,
@@ -106,6 +108,15 @@ class Optimizer:
             raise ComponentError(f"trainer: the gradient norm is {norm}; lower trainer.optim.lr or look at the samples")
         self._megatron.step()
         return norm, float(get_canonical_lr_for_logging(self._megatron.param_groups) or 0.0)
+
+
+def _fuse(megatron: Any) -> None:
+    """torch's AdamW in one pass over each tensor; those of Apex and Transformer Engine are fused as they are."""
+    for part in getattr(megatron, "chained_optimizers", [megatron]):
+        inner = getattr(part, "optimizer", None)
+        if isinstance(inner, torch.optim.AdamW):
+            for group in inner.param_groups:
+                group["fused"] = True
 
 
 def check_optim(optim: Mapping[str, Any]) -> None:

@@ -23,12 +23,17 @@ def build_parts(trainer: MegatronTrainer) -> Parts:
     family.check(hf)
     platform.install()
 
+    from megatron.core import parallel_state
+
     from components.megatron.batches import Batcher
     from components.megatron.build import build_model, freeze, wrap
     from components.megatron.config import model_config
     from components.megatron.critic import decoder_of
+    from components.megatron.cutting import Bounds
+    from components.megatron.head import Head
     from components.megatron.optim import Optimizer, check_optim
     from components.megatron.parallel import join_world
+    from components.megatron.pipeline import communication
     from components.megatron.step import Stepper
     from components.megatron.weights import WeightMap
 
@@ -46,7 +51,7 @@ def build_parts(trainer: MegatronTrainer) -> Parts:
     freeze(built.tensors, trainer.freeze, trainer.train_only)
     chunks = wrap(built.chunks, config, platform.device, trainer.optim["distributed"])
     algorithm = instantiate(trainer.algorithm)
-    vocab = family.gpt(hf)["vocab_size"]
+    head = Head(family.gpt(hf)["vocab_size"], trainer.temperature, trainer.banned_tokens, trainer.logprob_chunk)
     return Parts(
         checkpoint=checkpoint,
         algorithm=algorithm,
@@ -57,10 +62,17 @@ def build_parts(trainer: MegatronTrainer) -> Parts:
             family=family,
             hf=hf,
             encoders=built.encoders,
-            size=trainer.micro_batch_size,
+            bounds=Bounds(
+                samples=trainer.micro_batch_size,
+                tokens=trainer.max_tokens,
+                # Plain "rope" counts places in the row, where a shared row repeats positions.
+                share=getattr(decoder_of(built.chunks[0]), "position_embedding_type", None) == "mrope",
+                multiple=trainer.sizes.pp if trainer.sizes.virtual else 1,
+                hidden=config.hidden_size,
+            ),
             device=platform.device,
-            # Plain "rope" counts places in the row, where a shared row repeats positions.
-            share=getattr(decoder_of(built.chunks[0]), "position_embedding_type", None) == "mrope",
+            media=parallel_state.is_pipeline_first_stage(ignore_virtual=True),
+            length_multiple=trainer.sizes.tp if trainer.sizes.sp else 1,
         ),
-        stepper=Stepper(chunks, algorithm, vocab, trainer.temperature, trainer.banned_tokens),
+        stepper=Stepper(chunks, algorithm, head, communication(config)),
     )

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -13,10 +13,16 @@ from megatron.core.pipeline_parallel import get_forward_backward_func
 from torch import Tensor
 
 from components.megatron.batches import MicroBatch
+from components.megatron.head import Head
 from components.megatron.logprobs import token_logprobs
+from components.models.base import TakesHead
 from slime_launch.interfaces import Algorithm
 
 LOSS, ENTROPY, GAP, TOKENS, GAP_MAX = "loss", "entropy", "gap", "tokens", "gap_max"
+FRESH = "fresh"
+"""Counted tokens that were sampled from the newest weights: those over which the gap is a mean."""
+Scores = tuple[Tensor, Tensor]
+"""Log-probabilities [N, R] with gradient, entropies [N, R]."""
 
 
 @dataclass
@@ -49,23 +55,22 @@ class Report:
             self.add({name: value for name, value in sums.items()} | {GAP_MAX: gap_max})
 
     def mean(self, name: str) -> float:
-        """A sum over the number of tokens that count; 0 when none does."""
-        return self.sums.get(name, 0.0) / max(self.sums.get(TOKENS, 0.0), 1.0)
+        """A sum over the number of tokens that it is about; 0 when there is none."""
+        return self.sums.get(name, 0.0) / max(self.sums.get(FRESH if name == GAP else TOKENS, 0.0), 1.0)
 
 
 @dataclass(frozen=True)
 class Stepper:
     """Runs micro-batches through the wrapped model; chunks: one a virtual pipeline stage.
 
-    vocab: ids below this are real. banned_tokens: those that the engine never samples.
-    temperature: logits are divided by it, as the engine's are.
+    head: log-probabilities from hidden states, for models that take it; others give their logits whole.
+    communication: keywords of Megatron's schedule.
     """
 
     chunks: list[Any]
     algorithm: Algorithm
-    vocab: int
-    temperature: float
-    banned_tokens: tuple[int, ...] = ()
+    head: Head
+    communication: Mapping[str, Any] = field(default_factory=dict)
 
     def logprobs(self, batches: Sequence[MicroBatch]) -> Report:
         """Forward only: fill each micro-batch's ``old_NR``."""
@@ -92,6 +97,7 @@ class Stepper:
             seq_length=batches[0].inputs["input_ids"].shape[1],
             micro_batch_size=batches[0].inputs["input_ids"].shape[0],
             forward_only=forward_only,
+            **self.communication,
         )
         report = Report()
         for part in parts:
@@ -100,29 +106,43 @@ class Stepper:
 
     def _forward(self, loss: Callable[..., Any], batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
         batch = next(batches)
-        return model(**batch.inputs), partial(loss, batch)
+        if not takes_head(model):
+            return model(**batch.inputs), lambda logits_BSV: loss(batch, self._from_logits(batch, logits_BSV))
+        places = {"slots_NR": batch.slots_NR, "targets_NR": batch.targets_NR, "mask_NR": batch.mask_NR}
+        head = partial(self.head, **places, sequence_parallel=model.config.sequence_parallel)
+        return model(**batch.inputs, head=head), partial(loss, batch)
 
-    def _measure(self, batch: MicroBatch, logits_BSV: Tensor) -> tuple[Tensor, dict[str, Tensor]]:
-        """(Logprobs [N, R] with gradient, sums over the counted tokens)."""
-        logits_NRV = logits_BSV.flatten(0, 1)[batch.slots_NR] / self.temperature
-        logprobs_NR, entropy_NR = token_logprobs(logits_NRV, batch.targets_NR, self.vocab, self.banned_tokens)
-        gap_NR = (logprobs_NR.detach() - batch.engine_NR).abs() * batch.mask_NR
-        return logprobs_NR, {
+    def _from_logits(self, batch: MicroBatch, logits_BSV: Tensor) -> Scores:
+        logits_NRV = logits_BSV.flatten(0, 1)[batch.slots_NR] / self.head.temperature
+        return token_logprobs(logits_NRV, batch.targets_NR, self.head.vocab, self.head.banned_tokens)
+
+    def _measure(self, batch: MicroBatch, scores: Scores) -> dict[str, Tensor]:
+        """Sums over the counted tokens."""
+        logprobs_NR, entropy_NR = scores
+        gap_NR = (logprobs_NR.detach() - batch.engine_NR).abs() * batch.fresh_NR
+        return {
             ENTROPY: (entropy_NR * batch.mask_NR).sum(),
             GAP: gap_NR.sum(),
             GAP_MAX: gap_NR.max(),
+            FRESH: batch.fresh_NR.sum(),
             TOKENS: batch.mask_NR.sum(),
         }
 
-    def _keep_old(self, batch: MicroBatch, logits_BSV: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        logprobs_NR, sums = self._measure(batch, logits_BSV)
+    def _keep_old(self, batch: MicroBatch, scores: Scores) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        logprobs_NR, sums = scores[0], self._measure(batch, scores)
         batch.old_NR = logprobs_NR.detach()
         return logprobs_NR.sum(), sums[TOKENS].int(), sums
 
-    def _loss(self, batch: MicroBatch, logits_BSV: Tensor) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
-        logprobs_NR, sums = self._measure(batch, logits_BSV)
+    def _loss(self, batch: MicroBatch, scores: Scores) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+        logprobs_NR, sums = scores[0], self._measure(batch, scores)
         old_NR = logprobs_NR.detach() if batch.old_NR is None else batch.old_NR
         loss_NR, per_token = self.algorithm.loss(logprobs_NR, old_NR, batch.advantages_N, batch.mask_NR)
         loss = (loss_NR * batch.mask_NR).sum()
         sums |= {name: (value_NR * batch.mask_NR).sum() for name, value_NR in per_token.items()}
         return loss, sums[TOKENS].int(), sums | {LOSS: loss.detach()}
+
+
+def takes_head(model: Any) -> bool:
+    """Whether a wrapped chunk lets a head take the output layer's place."""
+    inner = model.module
+    return isinstance(inner, TakesHead) and inner.takes_head

@@ -55,7 +55,8 @@ class MegatronTrainer:
     rendezvous: tcp://host:port where rank 0 listens. device: cpu or cuda. threads: torch threads of this rank.
     optim: see ``components.megatron.optim.Optimizer``. num_steps: rollouts the schedule spans.
     algorithm: ``_target_`` node of an Algorithm. num_minibatches: optimizer steps a rollout.
-    micro_batch_size: sequences a forward pass. temperature, banned_tokens: of the rollout.
+    micro_batch_size: sequences a forward pass; or max_tokens: tokens a forward pass, padding among them.
+    logprob_chunk: rows whose logits are there at once. temperature, banned_tokens: of the rollout.
     timeout_s: bound of every collective wait.
     max_logprob_gap: bound on the mean |trainer - engine| logprob. bucket_mb: MiB of one weight message.
     """
@@ -85,6 +86,8 @@ class MegatronTrainer:
         world_size: int = 1,
         device: str = "cpu",
         micro_batch_size: int = 32,
+        max_tokens: int | None = None,
+        logprob_chunk: int = 1024,
         num_minibatches: int = 1,
         temperature: float = 1.0,
         banned_tokens: Sequence[int] = (),
@@ -110,6 +113,8 @@ class MegatronTrainer:
         self.precision, self.rank, self.world_size = precision, rank, world_size
         self.platform = load_platform(device)
         self.micro_batch_size = micro_batch_size
+        self.max_tokens = max_tokens
+        self.logprob_chunk = logprob_chunk
         self.num_minibatches = num_minibatches
         self.temperature = temperature
         self.banned_tokens = tuple(banned_tokens)

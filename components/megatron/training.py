@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING
 from megatron.core import parallel_state
 
 from components.megatron.advantages import sample_advantages
-from components.megatron.batches import MicroBatch, minibatches
-from components.megatron.step import GAP, LOSS, TOKENS, Report
+from components.megatron.batches import MicroBatch, minibatches, newest_version
+from components.megatron.step import FRESH, GAP, LOSS, TOKENS, Report
 from slime_launch.errors import ComponentError, LogprobGapError
 from slime_launch.types import Metrics, Sample
 
@@ -54,9 +54,10 @@ def train(parts: Parts, step: int, samples: Sequence[Sample], num_minibatches: i
 def _cut(parts: Parts, samples: Sequence[Sample], num_minibatches: int) -> list[list[MicroBatch]]:
     """This data-parallel rank's micro-batches of each optimizer step."""
     advantages_N = sample_advantages(parts.algorithm, samples)
+    newest = newest_version(samples)
     part, count = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     return [
-        parts.batcher.cut([samples[i] for i in some], advantages_N[list(some)], part, count)
+        parts.batcher.cut([samples[i] for i in some], advantages_N[list(some)], part, count, newest)
         for some in minibatches(len(samples), num_minibatches)
     ]
 
@@ -74,5 +75,5 @@ def _check(step: int, report: Report, max_logprob_gap: float) -> None:
 
 
 def _means(reports: Sequence[Report]) -> Metrics:
-    names = {name for report in reports for name in report.sums} - {GAP, TOKENS}
+    names = {name for report in reports for name in report.sums} - {GAP, FRESH, TOKENS}
     return {f"train/{name}": sum(report.mean(name) for report in reports) / len(reports) for name in sorted(names)}

@@ -407,8 +407,9 @@ def test_sharing_prompts_changes_nothing_but_time(folders: dict[str, Path], star
     for share in (True, False):
         trainer = start("glm_omni", micro_batch_size=16)
         parts = trainer._ready()
-        assert parts.batcher.share
-        trainer._parts = replace(parts, batcher=replace(parts.batcher, share=share))
+        assert parts.batcher.bounds.share
+        batcher = replace(parts.batcher, bounds=replace(parts.batcher.bounds, share=share))
+        trainer._parts = replace(parts, batcher=batcher)
         metrics.append(trainer.train(0, random_samples("glm_omni", groups=3)))
         trainer.stop()
     del metrics[0]["perf/train_time"], metrics[1]["perf/train_time"]
