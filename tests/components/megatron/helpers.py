@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import random
 import socket
 from pathlib import Path
 from typing import Any
@@ -137,10 +139,12 @@ def random_samples(family: str, groups: int = 2, size: int = 4, seed: int = 0) -
 
 
 def free_port() -> int:
-    """A loopback port that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that nobody listens on now, below those that connections get while the test goes on."""
+    while True:
+        port = random.SystemRandom().randrange(12000, 32000)
+        with socket.socket() as probe, contextlib.suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
 
 
 def trainer_settings(folder: Path, family: str, **overrides: Any) -> dict[str, Any]:
