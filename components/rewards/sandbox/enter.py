@@ -10,7 +10,7 @@ import signal
 from components.rewards.sandbox import kernel
 from components.rewards.sandbox.spec import CODE, OVERFLOW_ID, SCRATCH, Limits, Spec
 
-DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
+_DEVICES = ("/dev/null", "/dev/zero", "/dev/full", "/dev/random", "/dev/urandom")
 _BASE = "/tmp"  # any folder will do: what is mounted there is seen in the new namespace only
 _MB = 1 << 20
 
@@ -54,7 +54,7 @@ def set_limits(limits: Limits) -> None:
 def _new_root(spec: Spec) -> None:
     kernel.mount("none", "/", None, kernel.MS_REC | kernel.MS_PRIVATE)
     # held open, since the new root may hide what lies below its mount point
-    held = {path: os.open(path, os.O_PATH) for path in (*spec.shown, *DEVICES) if not os.path.islink(path)}
+    held = {path: os.open(path, os.O_PATH) for path in (*spec.shown, *_DEVICES) if not os.path.islink(path)}
     links = {path: os.readlink(path) for path in spec.shown if os.path.islink(path)}
     os.umask(0o022)
     flags = kernel.MS_NOSUID | kernel.MS_NODEV
@@ -64,7 +64,7 @@ def _new_root(spec: Spec) -> None:
     kernel.mount("tmpfs", _BASE + SCRATCH, "tmpfs", flags | kernel.MS_NOEXEC, scratch)
     for path, descriptor in held.items():
         _mount_point(_BASE + path, os.path.isdir(f"/proc/self/fd/{descriptor}"))
-        kernel.bind(f"/proc/self/fd/{descriptor}", _BASE + path, devices=path in DEVICES)
+        kernel.bind(f"/proc/self/fd/{descriptor}", _BASE + path, devices=path in _DEVICES)
         os.close(descriptor)
     for path, target in links.items():
         os.makedirs(os.path.dirname(_BASE + path), exist_ok=True)

@@ -9,14 +9,15 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import select
 import selectors
 import signal
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import asdict, dataclass, field
 
-from components.rewards.sandbox import bubblewrap, enter, filter, kernel
+from components.rewards.sandbox import enter, filter, kernel
 from components.rewards.sandbox.spec import Limits, Run, Spec
 
 _LOOK_EVERY_S = 0.03
@@ -39,23 +40,9 @@ def main() -> None:
         with open("/proc/self/oom_score_adj", "w") as file:
             file.write("1000")
         for text in spec.inputs:
-            run = _run(spec, text)
-            if _never_started(spec, run):
-                raise BrokenError(run.stderr)
-            print(json.dumps(asdict(run)), flush=True)
+            print(json.dumps(asdict(_run(spec, text))), flush=True)
     except (BrokenError, OSError) as error:
         sys.exit(f"{type(error).__name__}: {error}")
-
-
-def _never_started(spec: Spec, run: Run) -> bool:
-    """Whether bubblewrap failed, which looks like code that fails: so a program of ours is tried too."""
-    if not spec.bubblewrap or not _blames_bubblewrap(run):
-        return False
-    return _blames_bubblewrap(_run(replace(spec, files={spec.script: ""}), ""))
-
-
-def _blames_bubblewrap(run: Run) -> bool:
-    return run.code == 1 and run.stderr.startswith("bwrap: ")
 
 
 @dataclass
@@ -119,24 +106,23 @@ def _start(spec: Spec, streams: tuple[int, int, int]) -> int:
     go_r, go_w = os.pipe()
     told_r, told_w = os.pipe()
     as_root = os.geteuid() == 0
-    pid = os.fork() if spec.bubblewrap else kernel.clone()
+    pid = kernel.clone()
     if pid == 0:
         _child(spec, streams, (go_r, go_w, told_w), as_root)
     os.close(go_r)
     os.close(told_w)
     try:
-        if not spec.bubblewrap:
-            enter.map_ids(pid, as_root)
+        enter.map_ids(pid, as_root)
         os.write(go_w, b".")
+        with open(told_r, "rb") as told:
+            trouble = told.read().decode(errors="replace")
     except OSError as error:
-        os.kill(pid, signal.SIGKILL)
-        os.waitpid(pid, 0)
-        raise BrokenError(f"users cannot be mapped: {error}") from error
+        trouble = f"users cannot be mapped: {error}"
     finally:
-        os.close(go_w)
-    with open(told_r, "rb") as told:
-        trouble = told.read().decode(errors="replace")
+        os.close(go_w)  # not before the child is bound to this process
     if trouble:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(pid, signal.SIGKILL)
         os.waitpid(pid, 0)
         raise BrokenError(trouble)
     return pid
@@ -151,9 +137,9 @@ def _child(spec: Spec, streams: tuple[int, int, int], pipes: tuple[int, int, int
             os._exit(_EXIT_BROKEN)
         for number, descriptor in enumerate(streams):
             os.dup2(descriptor, number)
-        if spec.bubblewrap:
-            bubblewrap.become(spec, as_root)
         enter.enter(spec, as_root)
+        if select.select([go], [], [], 0)[0]:  # the supervisor died before this process was bound to it
+            os._exit(_EXIT_BROKEN)
         enter.set_limits(spec.limits)
         kernel.filter_system_calls(filter.program())
         os.execve(spec.python, spec.argv(), spec.environment())

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import shutil
 import subprocess
 import sys
 import sysconfig
@@ -35,7 +34,7 @@ class Sandbox:
 
     limits: of each run. concurrency: runs at a time; null: the CPU cores that this process may use. folders: more
     folders that the code may read and import from, e.g. a site-packages.
-    Raises ComponentError where neither the kernel nor bubblewrap gives such a sandbox: there is no weaker one.
+    Raises ComponentError where the kernel gives no such sandbox: there is no weaker one.
     """
 
     def __init__(self, limits: Limits, concurrency: int | None = None, folders: Sequence[str] = ()) -> None:
@@ -43,7 +42,7 @@ class Sandbox:
         if missing:
             raise ComponentError(f"folders={missing}: not absolute paths of folders; mend or remove them")
         self._limits, self._folders = limits, [str(Path(folder)) for folder in folders]
-        self._bubblewrap = working_backend()
+        require_namespaces()
         self._slots = asyncio.Semaphore(concurrency or len(os.sched_getaffinity(0)))
 
     async def run(self, files: dict[str, str], script: str, inputs: Sequence[str]) -> list[Run]:
@@ -52,12 +51,9 @@ class Sandbox:
         Raises ComponentError when the sandbox fails, never for what the code does. Nothing is left running, not even
         when this is cancelled.
         """
-        spec = _spec(files, script, inputs, self._limits, self._folders, self._bubblewrap)
+        spec = _spec(files, script, inputs, self._limits, self._folders)
         async with self._slots:
-            process = await asyncio.create_subprocess_exec(
-                *_argv(), env={}, cwd="/", start_new_session=True, limit=_LINE_BYTES,
-                stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-            )  # fmt: skip
+            process = await _start()
             try:
                 limit_s = len(inputs) * self._limits.time_s + _SPARE_S
                 return await asyncio.wait_for(_converse(process, spec), limit_s)
@@ -65,6 +61,27 @@ class Sandbox:
                 raise ComponentError(f"the sandbox did not end within {limit_s:.0f} s") from None
             finally:
                 await _end(process)
+
+
+async def _start() -> asyncio.subprocess.Process:
+    """A supervisor. Cancelled on the way, asyncio would wait for it for ever: so it is started first, then ended."""
+    starting = asyncio.ensure_future(
+        asyncio.create_subprocess_exec(
+            *_argv(),
+            env={},
+            cwd="/",
+            start_new_session=True,
+            limit=_LINE_BYTES,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+    )
+    try:
+        return await asyncio.shield(starting)
+    except asyncio.CancelledError:
+        await _end(await starting)
+        raise
 
 
 async def _converse(process: asyncio.subprocess.Process, spec: Spec) -> list[Run]:
@@ -86,7 +103,8 @@ async def _end(process: asyncio.subprocess.Process) -> None:
     try:
         await asyncio.wait_for(process.wait(), _HANG_UP_S)
     except TimeoutError:
-        process.kill()  # the code goes with it
+        with contextlib.suppress(ProcessLookupError):
+            process.kill()  # the code goes with it
         await process.wait()
 
 
@@ -94,11 +112,9 @@ def _argv() -> list[str]:
     return [sys.executable, "-I", "-S", "-B", "-c", _SUPERVISOR, _ROOT]
 
 
-def _spec(
-    files: dict[str, str], script: str, inputs: Sequence[str], limits: Limits, folders: list[str], bubblewrap: str
-) -> Spec:
+def _spec(files: dict[str, str], script: str, inputs: Sequence[str], limits: Limits, folders: list[str]) -> Spec:
     python = os.path.realpath(sys.executable)
-    return Spec(python, _shown(python, folders), folders, files, script, list(inputs), limits, bubblewrap)
+    return Spec(python, _shown(python, folders), folders, files, script, list(inputs), limits)
 
 
 def _shown(python: str, folders: Sequence[str]) -> list[str]:
@@ -113,35 +129,25 @@ def _shown(python: str, folders: Sequence[str]) -> list[str]:
 
 
 @lru_cache(maxsize=1)
-def working_backend() -> str:
-    """How a sandbox can be had here: empty for namespaces of our own, else bubblewrap's path.
+def require_namespaces() -> None:
+    """Raise ComponentError, which says what stands in the way, unless a program runs in a sandbox here."""
+    if (fault := _probe()) is not None:
+        raise ComponentError(
+            f"no sandbox for untrusted code can be had here ({fault}): let the launcher make user namespaces (sysctl "
+            "kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns, "
+            "user.max_user_namespaces; a container needs them allowed too), or drop the reward that runs code"
+        )
 
-    Raises ComponentError that says what stands in the way of either.
-    """
+
+def _probe() -> str | None:
+    """What keeps a program from saying yes, None when it does."""
     release = tuple(int(part) for part in os.uname().release.split("-")[0].split(".")[:2])
     if not kernel.supported() or release < _OLDEST_KERNEL:
-        what = f"Linux {os.uname().release} on {os.uname().machine}"
-        raise ComponentError(f"no sandbox on {what}: it takes Linux 5.14 or newer on x86_64 or aarch64")
-    bubblewrap = shutil.which("bwrap")
-    faults = []
-    for backend in ["", *([bubblewrap] if bubblewrap else [])]:
-        if (fault := _probe(backend)) is None:
-            return backend
-        faults.append(f"{backend or 'namespaces'}: {fault}")
-    missing = "" if bubblewrap else "; bubblewrap is not installed"
-    raise ComponentError(
-        f"no sandbox for untrusted code can be had here ({'; '.join(faults)}{missing}): let the launcher make user "
-        "namespaces (sysctl kernel.unprivileged_userns_clone, kernel.apparmor_restrict_unprivileged_userns, "
-        "user.max_user_namespaces; a container needs them allowed too), or drop the reward that runs code"
-    )
-
-
-def _probe(backend: str) -> str | None:
-    """What keeps a backend from running a program that says yes, None when it does."""
+        return f"Linux 5.14 or newer on x86_64 or aarch64 is needed, not {os.uname().release} on {os.uname().machine}"
     if not Path(f"/proc/self/task/{os.getpid()}/children").exists():
         return "the kernel lists no children in /proc (CONFIG_PROC_CHILDREN), so memory cannot be bounded"
     files = {"probe.py": "import ssl, ctypes, json; print('yes')"}
-    line = json.dumps(asdict(_spec(files, "probe.py", [""], _PROBE, [], backend))).encode() + b"\n"
+    line = json.dumps(asdict(_spec(files, "probe.py", [""], _PROBE, []))).encode() + b"\n"
     with subprocess.Popen(
         _argv(), env={}, cwd="/", stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:

@@ -33,7 +33,6 @@ class Spec:
     python: the interpreter. shown: files and folders of this machine that the code may read, at the same paths.
     folders: those of them on its sys.path. files: name below /code -> text. script: which of them is started.
     inputs: standard input of each run; each has a sandbox of its own.
-    bubblewrap: the program that makes the namespaces, empty to make them ourselves.
     """
 
     python: str
@@ -43,7 +42,6 @@ class Spec:
     script: str
     inputs: list[str]
     limits: Limits
-    bubblewrap: str = ""
 
     def argv(self) -> list[str]:
         """The command inside."""

@@ -111,17 +111,34 @@ def test_nothing_outlives_whoever_asked(how):
 
 
 def test_no_sandbox_no_run(monkeypatch):
-    """Refused with what to do about it; a broken backend is not used without telling."""
-    module.working_backend.cache_clear()
-    monkeypatch.setattr(module.shutil, "which", lambda _: "/bin/false")
-    probed = []
-    monkeypatch.setattr(module, "_probe", lambda backend: probed.append(backend) or "clone: Operation not permitted")
+    """Refused, with what to do about it, where the kernel makes no namespaces."""
+    module.require_namespaces.cache_clear()
+    refusing = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from components.rewards.sandbox import filter, kernel; "
+        "filter._FORBIDDEN.clear(); kernel.filter_system_calls(filter.program())"
+    )
+    monkeypatch.setattr(module, "_SUPERVISOR", f"{refusing}; {module._SUPERVISOR}")
     try:
-        with pytest.raises(ComponentError, match=r"no sandbox .*namespaces: clone: .*/bin/false: clone: .*sysctl"):
+        with pytest.raises(
+            ComponentError, match=r"no sandbox .*can be had here \(.*clone: Operation not permitted.*sysctl"
+        ):
             Sandbox(LIMITS)
-        assert probed == ["", "/bin/false"]
     finally:
-        module.working_backend.cache_clear()
+        module.require_namespaces.cache_clear()
+
+
+def test_cancelled_at_any_moment():
+    async def ask(turns):
+        task = asyncio.create_task(Sandbox(LIMITS).run({"main.py": "while True: pass"}, "main.py", [""] * 30))
+        for _ in range(turns):
+            await asyncio.sleep(0)
+        task.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await task
+
+    for turns in range(12):
+        asyncio.run(ask(turns))
+    assert not left() and not descendants(os.getpid())
 
 
 def test_a_set_up_that_fails_is_no_result_of_the_code(tmp_path):
