@@ -86,7 +86,7 @@ class _Estimator:
             found, layout, batch=batch, frozen=self.config.model.freeze, train_only=self.config.model.train_only,
             precision=PRECISION[actor.args["precision"]], distributed_optimizer=trainer.optim.distributed,
             fixed=self._fixed(actor.kind),
-            recompute=given.get("recompute_granularity") or "none",
+            recompute=trainer.recompute,
         )  # fmt: skip
 
     def _engine(self, actor: Actor) -> Memory | None:

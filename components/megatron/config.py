@@ -12,12 +12,14 @@ from megatron.core.transformer.transformer_config import TransformerConfig
 
 from components.megatron.parallel import Sizes
 from components.megatron.platform import Platform
+from components.megatron.recompute import RECOMPUTE
 from components.models.base import Family, HFConfig
 from components.models.layouts import padded_vocab
 from components.models.rope import Rope
 from slime_launch.errors import ComponentError
 
 TRAINERS_OWN = {
+    "recompute_granularity": "set trainer.recompute",
     "tensor_model_parallel_size": "set trainer.parallel.tp",
     "pipeline_model_parallel_size": "set trainer.parallel.pp",
     "virtual_pipeline_model_parallel_size": "set trainer.parallel.vpp",
@@ -58,10 +60,12 @@ def model_config(
     hf_checkpoint: str = "",
     precision: str = "float32",
     critic: bool = False,
+    recompute: str = "none",
 ) -> ModelConfig:
     """The config of every rank's model; ``overrides`` are TransformerConfig fields and win over the family's.
 
     precision: float32 or bfloat16, of weights and activations. critic: no output layer is tied to the embedding.
+    recompute: a row of ``RECOMPUTE``.
     Raises ComponentError for an unknown field, one that the platform cannot serve, or values that Megatron refuses.
     """
     family.check(hf)
@@ -92,6 +96,7 @@ def model_config(
         "mrope_section": list(rope.sections),
         **platform.overrides,
         **family.transformer(hf),
+        **RECOMPUTE[recompute],
         **overrides,
     }
     engine = platform.engine()

@@ -43,7 +43,7 @@ def _model(args: Mapping[str, Any], hf: Mapping[str, Any]) -> Findings:
     try:
         config = model_config(
             load_family(args["family"], hf), hf, args["transformer"], platform, sizes,
-            hf_checkpoint=args["hf_checkpoint"], precision=args["precision"],
+            hf_checkpoint=args["hf_checkpoint"], precision=args["precision"], recompute=args["recompute"],
         )  # fmt: skip
     except LaunchError as error:
         return Findings([Problem("model.transformer", args["transformer"], str(error), "mend what it names")])

@@ -43,6 +43,7 @@ def build_parts(trainer: MegatronTrainer) -> Parts:
     config = model_config(
         family, hf, trainer.transformer, platform, trainer.sizes,
         hf_checkpoint=trainer.hf_checkpoint, precision=trainer.precision, critic=trainer.critic,
+        recompute=trainer.recompute,
     )  # fmt: skip
     built = build_model(trainer.spec, config, critic=trainer.critic, seed=trainer.seed)
     rules, encoders = family.named_as(checkpoint.names, family.rules(hf), built.encoders)

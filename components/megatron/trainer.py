@@ -56,7 +56,8 @@ class MegatronTrainer:
     optim: see ``components.megatron.optim.Optimizer``. num_steps: rollouts the schedule spans.
     algorithm: ``_target_`` node of an Algorithm. num_minibatches: optimizer steps a rollout.
     micro_batch_size: sequences a forward pass; or max_tokens: tokens a forward pass, padding among them.
-    logprob_chunk: rows whose logits are there at once. temperature, banned_tokens: of the rollout.
+    logprob_chunk: rows whose logits are there at once. recompute: see ``components.megatron.recompute``.
+    temperature, banned_tokens: of the rollout.
     timeout_s: bound of every collective wait.
     max_logprob_gap: bound on the mean |trainer - engine| logprob. bucket_mb: MiB of one weight message.
     """
@@ -88,6 +89,7 @@ class MegatronTrainer:
         micro_batch_size: int = 32,
         max_tokens: int | None = None,
         logprob_chunk: int = 1024,
+        recompute: str = "none",
         num_minibatches: int = 1,
         temperature: float = 1.0,
         banned_tokens: Sequence[int] = (),
@@ -115,6 +117,7 @@ class MegatronTrainer:
         self.micro_batch_size = micro_batch_size
         self.max_tokens = max_tokens
         self.logprob_chunk = logprob_chunk
+        self.recompute = recompute
         self.num_minibatches = num_minibatches
         self.temperature = temperature
         self.banned_tokens = tuple(banned_tokens)
@@ -157,10 +160,10 @@ class MegatronTrainer:
         Raises LogprobGapError before any update when trainer and engine disagree, ComponentError for a loss or gradient
         that is not finite or for samples that do not fit together.
         """
+        parts = self._acting("trained")
         from components.megatron.training import train
 
         self._set_threads()
-        parts = self._acting("trained")
         try:
             return train(parts, step, samples, self.num_minibatches, self.max_logprob_gap)
         except LaunchError as error:

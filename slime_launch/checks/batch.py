@@ -25,4 +25,21 @@ def batch_divides(f: Facts) -> Iterator[Problem]:
         yield Problem("trainer.num_minibatches", f.config.trainer.num_minibatches, reason, mend)
 
 
-RULES: tuple[Rule, ...] = (groups_can_be_compared, batch_divides)
+def rows_fit_the_tokens(f: Facts) -> Iterator[Problem]:
+    """A micro-batch holds the longest row that is to be expected."""
+    trainer, rollout = f.config.trainer, f.config.rollout
+    longest = rollout.expected_prompt_tokens + rollout.max_new_tokens
+    if trainer.max_tokens is not None and trainer.max_tokens < longest:
+        reason = f"one sample may take expected_prompt_tokens + max_new_tokens = {longest} tokens"
+        yield Problem("trainer.max_tokens", trainer.max_tokens, reason, f"give {longest} or more, or null")
+
+
+def recomputation_has_one_key(f: Facts) -> Iterator[Problem]:
+    """trainer.recompute sets Megatron's granularity."""
+    given = f.config.model.transformer.get("recompute_granularity")
+    if given is not None:
+        key, reason = "model.transformer.recompute_granularity", "trainer.recompute is where this is set"
+        yield Problem(key, given, reason, "set trainer.recompute, and take this out")
+
+
+RULES: tuple[Rule, ...] = (groups_can_be_compared, batch_divides, rows_fit_the_tokens, recomputation_has_one_key)

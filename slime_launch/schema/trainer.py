@@ -57,7 +57,20 @@ class TrainerConfig:
 
     worker: Annotated[Node, about("The trainer component, one actor a rank.")] = field(default_factory=dict)
     num_steps: Annotated[Natural, about("GRPO steps; 0 only evaluates.", "steps")] = 100
-    micro_batch_size: Annotated[Count, about("Sequences of one forward and backward.")] = 64
+    micro_batch_size: Annotated[
+        Count, about("Sequences of one forward and backward, where max_tokens does not decide.")
+    ] = 64
+    max_tokens: Annotated[
+        Count | None,
+        about("Tokens of one forward and backward, padding among them; null: micro_batch_size decides.", "tokens"),
+    ] = None
+    logprob_chunk: Annotated[
+        Count, about("Tokens whose vocabulary logits are in memory at once; backward makes them again.", "tokens")
+    ] = 1024
+    recompute: Annotated[
+        Literal["none", "selective", "full"],
+        about("What backward computes again instead of keeping: nothing, the feed-forward layers, whole layers."),
+    ] = "none"
     num_minibatches: Annotated[Count, about("Optimizer steps a rollout.")] = 1
     max_logprob_gap: Annotated[Positive, about("Mean |trainer - engine| logprob above which the run ends.", "nat")] = (
         1e-3
