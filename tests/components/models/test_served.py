@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import io
 import shutil
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -17,7 +16,9 @@ from components.megatron.trainer import MegatronTrainer
 from slime_launch.types import Endpoint, Sample
 from tests.components.megatron.helpers import OPTIM, WITH_IMAGES, make_sample, trainer_settings, write_random
 from tests.components.models.dense_shapes import SHAPES, YARN_ROPE, family_of
-from tests.servers import data_uri, make_server, picture, sampled
+from tests.components.rollout.scripted import ask
+from tests.components.rollout.talks import converse
+from tests.servers import make_server, picture, sampled
 
 pytestmark = [pytest.mark.servers, pytest.mark.full]
 
@@ -69,23 +70,9 @@ def from_text(endpoint: Endpoint) -> list[Sample]:
 
 
 def from_images(endpoint: Endpoint, folder: Path) -> list[Sample]:
-    from PIL import Image
-    from transformers import AutoProcessor
-
-    processor = AutoProcessor.from_pretrained(folder)
-    samples = []
-    for number, pictures in enumerate([[picture(1)], [picture(2, 84), picture(3, 112)]]):
-        parts: list[dict[str, Any]] = [{"type": "image"} for _ in pictures]
-        messages = [{"role": "user", "content": [*parts, {"type": "text", "text": "what?"}]}]
-        text = processor.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-        images = [Image.open(io.BytesIO(png)).convert("RGB") for png in pictures]
-        inputs = processor(text=[text], images=images, return_tensors="np")
-        ids, logprobs, meta = sampled(endpoint, text=text, image_data=[data_uri(png) for png in pictures])
-        prompt = inputs["input_ids"][0].tolist()
-        assert meta["prompt_tokens"] == len(prompt)
-        media = {key: np.asarray(inputs[key]) for key in ("pixel_values", "image_grid_thw")}
-        samples.append(make_sample(10 + number, 0, prompt, ids, logprobs=logprobs, media=media))
-    return samples
+    """Conversations of two turns, with one image and with two of other sizes."""
+    prompts = [ask("what?", pictures) for pictures in ([picture(1)], [picture(2, 84), picture(3, 112)])]
+    return [sample for sample, _ in converse(endpoint, folder, prompts)]
 
 
 def largest_gap(folder: Path, family: str, samples: list[Sample]) -> float:
@@ -115,7 +102,9 @@ def export(folder: Path, target: Path, family: str) -> Path:
 def test_an_exported_checkpoint_is_served_as_it_is_trained(name: str, tmp_path: Path) -> None:
     family = family_of(name)
     folder = export(checkpoint(tmp_path, name), tmp_path / "exported", family)
-    server = make_server("regular", folder, tmp_path, name=name.replace("_", "-"), banned=banned(family))
+    server = make_server(
+        "regular", folder, tmp_path, name=name.replace("_", "-"), banned=banned(family), weight_version="0"
+    )
     try:
         endpoint = server.start({})["engine_url"]
         gaps = {"text": largest_gap(folder, family, from_text(endpoint))}

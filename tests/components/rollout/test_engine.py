@@ -25,9 +25,25 @@ def glm(tmp_path_factory: pytest.TempPathFactory) -> Renderer:
     return Renderer(str(folder))
 
 
+def count_calls(monkeypatch: pytest.MonkeyPatch, processor: Any) -> list[int]:
+    """One entry a call of a processor of this class from here on."""
+    calls: list[int] = []
+    process = processor.__call__
+
+    def counted(*args: Any, **kwargs: Any) -> Any:
+        calls.append(1)
+        return process(*args, **kwargs)
+
+    monkeypatch.setattr(processor, "__call__", counted)
+    return calls
+
+
 @pytest.mark.parametrize("images", [0, 1, 3])
-def test_every_request_carries_the_whole_sample_so_far(glm: Renderer, images: int) -> None:
+def test_every_request_carries_the_whole_sample_so_far(
+    glm: Renderer, images: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Begun, cut short, resumed, given a tool's answer, gone on with: no token twice, none anew, images every time."""
+    processed = count_calls(monkeypatch, type(glm._processor))
     prompt = ask("what?", [picture(number, 56 + 28 * number) for number in range(images)])
     cut: Turn = {"ids": [50, 51], "finish_reason": {"type": "abort"}, "weight_version": "3"}
     engine, sample, script = begin(glm, prompt, [cut, [52, USER], [60, 61, USER]], max_new_tokens=60)
@@ -36,6 +52,7 @@ def test_every_request_carries_the_whole_sample_so_far(glm: Renderer, images: in
     sample.add_given(told)
     ended.append(asyncio.run(engine.generate(sample, temperature=0.5)).status)
 
+    assert len(processed) == (1 if images else 0), "images go through the processor once, however many requests"
     rendered = glm.render(prompt)
     first, second = [50, 51], [50, 51, 52, USER, *told]
     assert [body["input_ids"] for body in script.bodies] == [

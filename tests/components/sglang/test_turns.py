@@ -2,57 +2,28 @@
 
 from __future__ import annotations
 
-import asyncio
-from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
-from components.rollout.client import Client
-from components.rollout.engine import SampleEngine, new_sample
-from components.rollout.prompts import Renderer
 from components.sglang.control import Control
 from components.sglang.server import Server
-from slime_launch.types import UNSAMPLED, Endpoint, Prompt, Sample
+from slime_launch.types import UNSAMPLED, Sample
 from tests.components.rollout.scripted import ask
+from tests.components.rollout.talks import TURN, converse
 from tests.components.sglang.conftest import MEDIA, Engine, Split
 from tests.servers import picture
 
 pytestmark = pytest.mark.servers
 
-TURN = 12
-TOLD = [{"role": "tool", "content": "12|<|im_end|>|[3]"}]
-SAMPLING = {"temperature": 1.0, "max_new_tokens": 90, "ignore_eos": True}
 
-
-async def _converse(endpoint: Endpoint, renderer: Renderer, prompts: list[Prompt]) -> list[tuple[Sample, int]]:
-    """Of each prompt a sample of two turns, the first cut short and resumed; and the images sent for it."""
-    client = Client([endpoint], [endpoint], limit=8, picks_rank=False)
-
-    async def one(number: int, prompt: Prompt) -> tuple[Sample, int]:
-        rendered = renderer.render(prompt)
-        engine = SampleEngine(client.session(), renderer, rendered, SAMPLING)
-        sample = new_sample(rendered, number, 0)
-        for budget in (TURN // 2, TURN):
-            await engine.generate(sample, max_new_tokens=budget)
-        sample.add_given(engine.continuation(sample, TOLD))
-        # what a model may write: an image's placeholder spelled out, as text
-        sample.add_given(engine.encode("<|imag") + engine.encode("e|>"))
-        return await engine.generate(sample, max_new_tokens=len(sample.response_ids) + TURN), engine.images_sent
-
-    try:
-        return await asyncio.gather(*(one(number, prompt) for number, prompt in enumerate(prompts)))
-    finally:
-        await client.close()
-
-
-def converse(engine: Server, router: Endpoint, checkpoint: Path, prompts: list[Prompt]) -> list[tuple[Sample, int]]:
-    control = Control(engine.site.url, engine.site.keys.admin, 60.0)
+def named(server: Server) -> None:
+    """Give the engine's weights a version, as a trainer does."""
+    control = Control(server.site.url, server.site.keys.admin, 60.0)
     control.open()
     control.post("/update_weight_version", {"new_version": "0", "abort_all_requests": False}, "naming the weights")
     control.close()
-    return asyncio.run(_converse(router, Renderer(str(checkpoint)), prompts))
 
 
 def gaps(sample: Sample, model: Any, **media: torch.Tensor) -> torch.Tensor:
@@ -76,9 +47,10 @@ def test_two_turns_of_text(text: Engine) -> None:
     from transformers import AutoModelForCausalLM
 
     assert text.router is not None
+    named(text.server)
     model = AutoModelForCausalLM.from_pretrained(text.checkpoint, dtype=torch.float32)
     prompts = [ask(question) for question in ("1+1", "and then?", "x" * 40)]
-    for sample, sent in converse(text.server, text.router, text.checkpoint, prompts):
+    for sample, sent in converse(text.router, text.checkpoint, prompts):
         assert sent == 0
         assert gaps(sample, model).max() < 1e-4
 
@@ -88,9 +60,10 @@ def test_two_turns_about_images_from_the_encoder(split: Split) -> None:
     from transformers import Glm4vForConditionalGeneration
 
     model = Glm4vForConditionalGeneration.from_pretrained(split.checkpoint, dtype=torch.float32)
+    named(split.worker)
     pictures = [[picture(1)], [], [picture(2, 84), picture(3), picture(4, 112)], [picture(5), picture(6, 84)]]
     before = sum(split.encoded())
-    talks = converse(split.worker, split.endpoint, split.checkpoint, [ask("what?", images) for images in pictures])
+    talks = converse(split.endpoint, split.checkpoint, [ask("what?", images) for images in pictures])
     for images, (sample, sent) in zip(pictures, talks, strict=True):
         media = {name: torch.from_numpy(array) for name, array in sample.media.items()}
         assert sent == 3 * len(images)
