@@ -9,13 +9,17 @@ from pathlib import Path
 
 import pytest
 
+from components.models.qwen3 import tiny
+from components.rollout.prompts import Renderer
 from slime_launch.plan import read_plan
 from slime_launch.types import Prompt, Sample, Status
-from tests.runs import Run
+from tests.components.rollout.scripted import ask, begin
+from tests.runs import Run, read_jsonl
 from tests.slime_launch.commands import slime_launch
 
 PROJECT = Path(__file__).resolve().parent.parent / "examples" / "my_project"
-MINE = ("--config-dir", str(PROJECT / "conf"), "+experiment=mine")
+CONF = ("--config-dir", str(PROJECT / "conf"))
+MINE = (*CONF, "+experiment=mine")
 GRANT = "allow_targets=[my_project]"
 PATH = {"PYTHONPATH": str(PROJECT)}
 
@@ -64,8 +68,26 @@ def test_its_reward(response: str, score: float) -> None:
     from my_project.rewards import Placed
 
     prompt = Prompt([{"role": "user", "content": "dbca"}], label="abcd")
-    sample = Sample(0, 0, prompt, "", [], response, [], [], [], Status.COMPLETED, 0)
+    sample = Sample(0, 0, prompt, "", [], response, status=Status.COMPLETED)
     assert asyncio.run(Placed().score([sample])) == [score]
+
+
+@pytest.mark.usefixtures("my_project")
+def test_its_generate_function(tmp_path: Path) -> None:
+    from my_project.generate import second_thoughts
+
+    tiny.write_checkpoint(tmp_path, 1)
+    renderer = Renderer(str(tmp_path))
+    turns = [[*renderer.encode(turn), renderer.tokenizer.eos_token_id] for turn in ("[abcd]", "[abdc]")]
+    engine, sample, script = begin(renderer, ask("dbca"), turns)
+    first, again = asyncio.run(second_thoughts(sample, engine))
+    assert (first.response, again.response) == ("[abcd]", "[abdc]")
+    assert first is sample and (again.group, again.index) == (sample.group, sample.index)
+    assert renderer.tokenizer.decode(script.bodies[1]["input_ids"]).endswith(
+        "dbca<|im_end|>\n<|im_start|>assistant\n[abcd]<|im_end|>\n<|im_start|>user\nSure?<|im_end|>\n<|im_start|>assistant\n"
+    )
+    aborted, sample, _ = begin(renderer, ask("dbca"), [{"ids": [50], "finish_reason": {"type": "abort"}}])
+    assert asyncio.run(second_thoughts(sample, aborted)) is sample
 
 
 @pytest.mark.usefixtures("my_project")
@@ -89,10 +111,13 @@ def test_its_norm_is_megatrons_in_value_and_gradient() -> None:
 
 @pytest.mark.servers
 def test_it_trains(tmp_path: Path, cache_home: Path) -> None:
-    """Two steps; the trainer's norm agrees with the engine's, and every score is a mix of both rewards."""
+    """Two steps; the trainer's norm agrees with the engine's, and every score is a mix of both rewards.
+
+    Every rollout that is not cut short has two samples, and all of them are trained on.
+    """
     run = Run(
-        *MINE, GRANT, "trainer.num_steps=2", "rollout.num_prompts=4", "rollout.group_size=4",
-        "driver.eval_interval=0", cwd=tmp_path, env={**PATH, "XDG_CACHE_HOME": str(cache_home)},
+        *CONF, "+experiment=second_thoughts", GRANT, "trainer.num_steps=2", "rollout.num_prompts=4",
+        "rollout.group_size=4", "driver.eval_interval=0", cwd=tmp_path, env={**PATH, "XDG_CACHE_HOME": str(cache_home)},
     )  # fmt: skip
     try:
         assert run.wait(500) == 0, run.console()
@@ -105,4 +130,6 @@ def test_it_trains(tmp_path: Path, cache_home: Path) -> None:
         assert line["train/train_rollout_logprob_abs_diff"] <= 1e-4
         parts = 0.7 * line["rollout/reward/exact"] + 0.3 * line["rollout/reward/placed"]
         assert line["rollout/reward"] == pytest.approx(parts, abs=1e-6)
+    made = read_jsonl(run.folder / "samples.jsonl")
+    assert {"Sure?" in sample["prompt"] for sample in made} == {True, False}
     assert run.gone_within(5)
