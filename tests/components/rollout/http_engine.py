@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from hashlib import blake2b
@@ -139,7 +139,7 @@ class Endless:
 EXACT = {"_target_": "components.rewards.exact.Exact", "weight": 1.0}
 
 
-def make_worker(checkpoint: object, url: str, **changes: Any) -> RolloutWorker:
+def make_worker(checkpoint: object, url: str, engines: Sequence[Endpoint] = (), **changes: Any) -> RolloutWorker:
     """A started rollout worker of three groups of four."""
     partial = {"keep": False, "mask_old": False, "max_lag": 4} | changes.pop("partial", {})
     sampling = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": BUDGET}
@@ -152,5 +152,5 @@ def make_worker(checkpoint: object, url: str, **changes: Any) -> RolloutWorker:
         "routing": {"by": "direct", "affinity": False}, "max_concurrency": 64, "request_timeout_s": 20.0, "seed": 1,
     }  # fmt: skip
     made = RolloutWorker(hf_checkpoint=str(checkpoint), partial=partial, **args | changes)
-    made.start({"engine_url": [Endpoint(url)]})
+    made.start({"engine_url": engines or [Endpoint(url)]})
     return made
