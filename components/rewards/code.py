@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import math
 import re
@@ -57,15 +56,12 @@ class Code:
         _refuse_nonsense(limits, concurrency)
         self._sandbox = Sandbox(limits, concurrency, folders)
 
-    async def score(self, samples: Sequence[Sample]) -> list[float]:
-        """One score a sample, 0.0 to 1.0; 0.0 without code.
+    async def score_one(self, sample: Sample) -> float:
+        """Its score, 0.0 to 1.0; 0.0 without code.
 
         Raises ComponentError for a prompt without tests and when the sandbox itself fails.
         """
-        tests = [_tests(sample) for sample in samples]
-        return list(await asyncio.gather(*map(self._score_one, samples, tests)))
-
-    async def _score_one(self, sample: Sample, tests: Sequence[_Test]) -> float:
+        tests = _tests(sample)
         blocks = _FENCED.findall(sample.response)
         if not blocks:
             return 0.0

@@ -14,6 +14,7 @@ from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
 
+from components.rewards.loops import PerLoop
 from components.rewards.sandbox import kernel
 from components.rewards.sandbox.spec import CODE, Limits, Run, Spec
 from slime_launch.errors import ComponentError
@@ -43,7 +44,8 @@ class Sandbox:
             raise ComponentError(f"folders={missing}: not absolute paths of folders; mend or remove them")
         self._limits, self._folders = limits, [str(Path(folder)) for folder in folders]
         require_namespaces()
-        self._slots = asyncio.Semaphore(concurrency or len(os.sched_getaffinity(0)))
+        width = concurrency or len(os.sched_getaffinity(0))
+        self._slots = PerLoop(lambda: asyncio.Semaphore(width))
 
     async def run(self, files: dict[str, str], script: str, inputs: Sequence[str]) -> list[Run]:
         """Start ``script`` of ``files`` once for each input, which it finds as its standard input.
@@ -52,7 +54,7 @@ class Sandbox:
         when this is cancelled.
         """
         spec = _spec(files, script, inputs, self._limits, self._folders)
-        async with self._slots:
+        async with self._slots.get():
             process = await _start()
             try:
                 limit_s = len(inputs) * self._limits.time_s + _SPARE_S

@@ -6,6 +6,7 @@ import pytest
 
 from components.rewards.code import Code, _same
 from slime_launch.errors import ComponentError
+from slime_launch.interfaces import SingleReward
 from tests.components.rewards.hostile import FORGERIES
 from tests.components.rewards.samples import sample
 
@@ -25,7 +26,12 @@ def written(code, tests, before="Thinking ```x``` of it.\n"):
 
 
 def scores(samples, **args):
-    return asyncio.run(Code(**args).score(samples))
+    async def all_of_them():
+        code = Code(**args)
+        assert isinstance(code, SingleReward)
+        return await asyncio.gather(*map(code.score_one, samples))
+
+    return asyncio.run(all_of_them())
 
 
 def test_shares_of_tests():
