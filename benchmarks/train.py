@@ -6,8 +6,8 @@ Two processes take turns: ours, the trainer as a run hosts it, and a baseline th
 transformers' model, one padded batch, logits of the response places alone, log-softmax, the clipped surrogate,
 backward, clipped gradients, AdamW with ``foreach=True``. Both in float32, on one thread, from the same weights; the
 losses of the first step must agree to 1e-5. Prompts are all different, so nothing is shared and both compute the same
-tokens; lengths differ. The last line repeats the largest model with groups of samples that share a prompt, as a GRPO step has them.
-The ratio is that of the medians.
+tokens; lengths differ. The last line repeats the largest model with groups of samples that share a prompt, as a GRPO
+step has them. The ratio is that of the medians.
 """
 
 from __future__ import annotations

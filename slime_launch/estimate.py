@@ -73,7 +73,9 @@ class _Estimator:
         trainer, rollout = self.config.trainer, self.config.rollout
         parallel = trainer.parallel
         given = self.config.model.transformer
-        rows, scored = trainer.micro_batch_size, rollout.max_new_tokens
+        scored = rollout.max_new_tokens
+        length = rollout.expected_prompt_tokens + scored
+        rows = trainer.max_tokens // length if trainer.max_tokens else trainer.micro_batch_size
         samples = rollout.num_prompts * rollout.group_size // (parallel.dp * trainer.num_minibatches)
         rows = max(1, min(rows, samples))
         layout = Layout(
@@ -81,7 +83,7 @@ class _Estimator:
             first=given.get("num_layers_in_first_pipeline_stage"),
             last=given.get("num_layers_in_last_pipeline_stage"),
         )  # fmt: skip
-        batch = Batch(rows=rows, length=rollout.expected_prompt_tokens + scored, scored=rows * scored)
+        batch = Batch(rows=rows, length=length, scored=rows * scored, chunk=trainer.logprob_chunk)
         return trainer_bytes(
             found, layout, batch=batch, frozen=self.config.model.freeze, train_only=self.config.model.train_only,
             precision=PRECISION[actor.args["precision"]], distributed_optimizer=trainer.optim.distributed,

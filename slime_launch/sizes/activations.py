@@ -3,9 +3,9 @@
 The method is that of Korthikanti et al. 2022, "Reducing Activation Recomputation in Large Transformer Models"
 (arXiv:2205.05198), section 4: add up, operation by operation, what each keeps for its backward. Theirs counts GPT-3's
 layer, 16-bit and with dropout: sbh(34 + 5as/h). The layer here is Megatron-Core 0.16.1's local specification, nothing
-fused: RMSNorm, SwiGLU, grouped queries, rotary positions, no dropout, attention as two matrix products around a
-softmax. So the square of the row's length counts, as in the paper's fifth term, unless ``recompute`` takes it out.
-The fp32 column is what a CPU run keeps, to the byte but for masks and norms' scales; the bf16 column follows the same
+fused: RMSNorm, SwiGLU, grouped queries, rotary positions, no dropout, attention by torch's tiled kernel, which keeps
+one number a row of scores: the paper's fifth term, the square of the row's length, is gone. The vocabulary's logits are
+there for ``chunk`` tokens at a time. The fp32 column is what a CPU run keeps but for masks and norms' scales; the bf16 column follows the same
 operations with CUDA's norm kernel and a float32 softmax, and the mixture of experts assumes even routing.
 """
 
@@ -27,12 +27,13 @@ ANGLES = 4
 class Batch:
     """One micro-batch: ``rows`` of ``length`` tokens; ``scored`` of all these tokens get a log-probability.
 
-    in_flight: micro-batches that a pipeline holds at once; None: as many as Megatron's 1F1B schedule can.
+    chunk: tokens whose logits are there at once. in_flight: micro-batches that a pipeline holds at once; None: as many as Megatron's 1F1B schedule can.
     """
 
     rows: int
     length: int
     scored: int
+    chunk: int = 1024
     in_flight: int | None = None
 
     @property
@@ -59,38 +60,39 @@ def activations(
 ) -> Activations:
     """The peak of one rank's pipeline stage over a step.
 
-    recompute: Megatron's recompute_granularity: none; selective, the attention core alone; full, whole layers one by
-    one.
+    recompute: none; selective, the inside of the feed-forward layers; full, whole layers one by one.
     """
     sparse = [shape.sparse[layer] for layer in stage_layers(shape.num_hidden_layers, layout)[stage]]
-    each = [layer_bytes(shape, batch.length, is_sparse, layout, precision, recompute) for is_sparse in sparse]
+    each = [layer_bytes(shape, is_sparse, layout, precision) for is_sparse in sparse]
+    inside = [_feed_forward(shape, is_sparse, layout) * precision.activations for is_sparse in sparse]
+    kept, again = sum(each), 0
     if recompute == "full":
-        inputs = len(each) * shape.hidden_size * precision.activations
-        kept, again = inputs, max(each, default=0) * batch.tokens
-    else:
-        kept, again = sum(each), 0
+        kept, again = len(each) * shape.hidden_size * precision.activations, max(each, default=0) * batch.tokens
+    elif recompute == "selective":
+        kept, again = kept - sum(inside), max(inside, default=0) * batch.tokens
     flying = min(layout.pp - stage, batch.in_flight or layout.pp)
     kept *= batch.tokens * flying
-    working = again + _scores(shape, batch, layout, precision)
+    working = again
     if stage == layout.pp - 1:
         kept += _head_kept(shape, batch, layout, precision)
         working += _head_working(shape, batch, layout, precision)
     return Activations(kept=kept, working=working)
 
 
-def layer_bytes(
-    shape: Shape, length: int, sparse: bool, layout: Layout, precision: Precision, recompute: Recompute = "none"
-) -> int:
+def layer_bytes(shape: Shape, sparse: bool, layout: Layout, precision: Precision) -> int:
     """Kept by one layer for each token."""
     norm = 2 * precision.activations + precision.normalized
     post_norm = precision.activations + precision.normalized
     hidden = shape.hidden_size * (2 * norm + (2 * post_norm if shape.post_norms else 0))
-    attention = _attention_bytes(shape, length, layout, precision, recompute == "selective")
-    feed_forward = _moe_numbers(shape, layout) if sparse else 5 * shape.intermediate_size // layout.tp
-    return hidden + attention + feed_forward * precision.activations
+    attention = _attention_bytes(shape, layout, precision)
+    return hidden + attention + _feed_forward(shape, sparse, layout) * precision.activations
 
 
-def _attention_bytes(shape: Shape, length: int, layout: Layout, precision: Precision, selective: bool) -> int:
+def _feed_forward(shape: Shape, sparse: bool, layout: Layout) -> int:
+    return _moe_numbers(shape, layout) if sparse else 5 * shape.intermediate_size // layout.tp
+
+
+def _attention_bytes(shape: Shape, layout: Layout, precision: Precision) -> int:
     queries = shape.num_attention_heads * shape.head // layout.tp
     keys = max(shape.kv_heads // layout.tp, 1) * shape.head
     repeats = shape.num_attention_heads > shape.kv_heads
@@ -101,13 +103,10 @@ def _attention_bytes(shape: Shape, length: int, layout: Layout, precision: Preci
         # Taking the queries out of the fused tensor copies them where a group has several.
         numbers += fused + (queries if repeats else 0)
         normalized = queries + keys
-    if selective:
-        numbers += keys + (0 if shape.use_qk_norm else fused)  # rotated keys; the values are a view of the fused tensor
-        probabilities = 0
-    else:
-        numbers += 2 * queries if repeats else keys + (0 if shape.use_qk_norm else fused)
-        probabilities = shape.num_attention_heads // layout.tp * length * precision.probability
-    return numbers * precision.activations + normalized * precision.normalized + probabilities
+    # Keys and values are repeated for the queries of a group; else the values are a view of the fused tensor.
+    numbers += 2 * queries if repeats else keys + (0 if shape.use_qk_norm else fused)
+    row_sums = shape.num_attention_heads // layout.tp * FLOAT32
+    return numbers * precision.activations + normalized * precision.normalized + row_sums
 
 
 def _moe_numbers(shape: Shape, layout: Layout) -> int:
@@ -120,25 +119,17 @@ def _moe_numbers(shape: Shape, layout: Layout) -> int:
     return shape.num_experts_per_tok * expert + shared + 4 * shape.num_experts
 
 
-def _scores(shape: Shape, batch: Batch, layout: Layout, precision: Precision) -> int:
-    """Attention's score buffer, which Megatron keeps for good."""
-    return shape.num_attention_heads // layout.tp * batch.tokens * batch.length * precision.activations
-
-
 def _head_kept(shape: Shape, batch: Batch, layout: Layout, precision: Precision) -> int:
-    """The last norm, the output layer's input, and the scored tokens' logits in float32."""
+    """The last norm, the scored tokens' hidden states, and their probabilities where they are one chunk."""
     norm = 2 * precision.activations + precision.normalized
-    return batch.tokens * shape.hidden_size * norm + batch.scored * _columns(shape, layout) * FLOAT32
+    probabilities = batch.scored * _columns(shape, layout) * FLOAT32 if batch.scored <= batch.chunk else 0
+    return (batch.tokens * norm + batch.scored * precision.activations) * shape.hidden_size + probabilities
 
 
 def _head_working(shape: Shape, batch: Batch, layout: Layout, precision: Precision) -> int:
-    """The larger of the loss's forward: all tokens' logits, the scored ones' probabilities and their products, and the
-    unmasked ones where some columns are masked (padding, the placeholders of a tower's media); and its backward: the
-    gradients of the picked logits and of the partition function, with the two steps to the latter."""
-    masked = shape.vision is not None or shape.vocab_size % layout.tp > 0
-    scored = batch.scored * FLOAT32
-    forward = batch.tokens * precision.activations + (3 if masked else 2) * scored
-    return max(forward, 4 * scored) * _columns(shape, layout)
+    """A chunk's logits and their exponentials, and the gradient of the output layer's weight in float32."""
+    columns = _columns(shape, layout)
+    return (2 * min(batch.scored, batch.chunk) + shape.hidden_size) * columns * FLOAT32
 
 
 def _columns(shape: Shape, layout: Layout) -> int:
