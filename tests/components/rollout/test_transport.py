@@ -4,21 +4,24 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from collections import Counter
 from collections.abc import Awaitable, Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, TypeVar
 
+import psutil
 import pytest
 
 from components.models.qwen3 import tiny
 from components.rollout.balance import Balance, Slot
 from components.rollout.client import Client, Session, connect
+from components.sglang.server import Server
 from slime_launch.errors import ComponentError, DeadlineError
 from slime_launch.types import Endpoint
 from tests.components.sglang.conftest import stopped
-from tests.servers import free_port, get, make_server
+from tests.servers import free_port, get, make_server, processes
 
 pytestmark = pytest.mark.servers
 
@@ -29,7 +32,7 @@ LIMIT = 5
 
 
 @pytest.fixture(scope="module")
-def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Endpoint]]:
+def servers(tmp_path_factory: pytest.TempPathFactory) -> Iterator[dict[Server, Endpoint]]:
     folder = tmp_path_factory.mktemp("transport")
     tiny.write_checkpoint(folder / "qwen", 1)
     servers = [
@@ -37,7 +40,13 @@ def engines(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[Endpoint]
         for n in range(2)
     ]
     with stopped(*servers), ThreadPoolExecutor() as pool:
-        yield [given["engine_url"] for given in pool.map(lambda server: server.start({}), servers)]
+        given = pool.map(lambda server: server.start({}), servers)
+        yield {server: provided["engine_url"] for server, provided in zip(servers, given, strict=True)}
+
+
+@pytest.fixture
+def engines(servers: dict[Server, Endpoint]) -> list[Endpoint]:
+    return list(servers.values())
 
 
 def body(tokens: int, prompt: int = 8, **sampling: Any) -> dict[str, Any]:
@@ -124,6 +133,18 @@ def test_500_requests_with_failures_and_cancellations(engines: list[Endpoint]) -
     assert outcomes["answered"] + outcomes["refused"] + outcomes["cancelled"] == REQUESTS
     assert min(outcomes.values()) > 10 and len(outcomes) == 4, outcomes
     assert min(answered.values()) > 0.15 * sum(answered.values()) and len(answered) == 4, answered
+
+
+def test_idle_engines_leave_the_cores_alone(servers: dict[Server, Endpoint]) -> None:
+    """Stock SGLang's data-parallel controller looks for requests without a pause."""
+    all_of_them = [psutil.Process(pid) for server in servers for pid in processes(server)]
+
+    def used() -> float:
+        return sum(sum(process.cpu_times()[:2]) for process in all_of_them)
+
+    before, began = used(), time.monotonic()
+    time.sleep(1.0)
+    assert used() - before < 0.3 * (time.monotonic() - began)
 
 
 def test_abort_ends_all_and_the_answers_arrive(engines: list[Endpoint]) -> None:
