@@ -7,10 +7,10 @@ import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
 from typing import Any, TypeVar
-from weakref import WeakKeyDictionary
 
 import stamina
 
+from components.rewards.loops import PerLoop
 from slime_launch.errors import ComponentError, DeadlineError
 from slime_launch.interfaces import GroupReward, Reward, SingleReward
 from slime_launch.schema.reward import OnError, PartConfig
@@ -38,8 +38,7 @@ class Part:
 
     def __init__(self, name: str, config: PartConfig, reward: Any, concurrency: int) -> None:
         self.name, self.config, self.reward = name, config, reward
-        self._concurrency = concurrency
-        self._lanes: WeakKeyDictionary[asyncio.AbstractEventLoop, asyncio.Semaphore] = WeakKeyDictionary()
+        self._lane = PerLoop(lambda: asyncio.Semaphore(concurrency))
         self.counts: Counter[str] = Counter()
         self._call, self._cut = _way(reward)
 
@@ -58,7 +57,7 @@ class Part:
         return [by_sample[id(sample)] for sample in samples]
 
     async def _settle(self, unit: Sequence[Sample]) -> list[float | None]:
-        """Scores of what is asked for in one call, by hook or by crook."""
+        """Scores of one call's samples, retried or given up where it fails."""
         if isinstance(self.reward, Reward) and len(unit) > 1:
             try:
                 return list(await self._try(unit))
@@ -70,15 +69,11 @@ class Part:
                 wait_max=LONGEST_WAIT_S,
             ):  # fmt: skip
                 with attempt:
-                    async with self._lane():
+                    async with self._lane.get():
                         return list(await self._try(unit))
         except Exception as error:
             return self._give_up(unit, error)
         raise AssertionError("a retry loop returns or raises")
-
-    def _lane(self) -> asyncio.Semaphore:
-        """The bound of this loop: a semaphore knows one loop, and a warm start has one for each call."""
-        return self._lanes.setdefault(asyncio.get_running_loop(), asyncio.Semaphore(self._concurrency))
 
     async def _apart(self, unit: Sequence[Sample], error: Exception) -> list[float | None]:
         """After a batch failed: each sample alone, so that only those that fail are blamed."""
