@@ -81,7 +81,7 @@ def ours(case: Case, folder: str) -> Callable[[], float]:
     from tests.components.megatron.helpers import trainer_settings
 
     os.environ["SLIME_LAUNCH_ALLOW_TARGETS"] = "benchmarks,tests"
-    settings = trainer_settings(Path(folder), case.family, micro_batch_size=64, threads=1)
+    settings = trainer_settings(Path(folder), case.family, micro_batch_size=64, logprob_chunk=1024, threads=1)
     settings["algorithm"] = {"_target_": "benchmarks.train.Rewarded"}
     trainer = MegatronTrainer(**settings)
     trainer.start({})

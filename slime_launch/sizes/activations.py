@@ -5,8 +5,8 @@ The method is that of Korthikanti et al. 2022, "Reducing Activation Recomputatio
 layer, 16-bit and with dropout: sbh(34 + 5as/h). The layer here is Megatron-Core 0.16.1's local specification, nothing
 fused: RMSNorm, SwiGLU, grouped queries, rotary positions, no dropout, attention by torch's tiled kernel, which keeps
 one number a row of scores: the paper's fifth term, the square of the row's length, is gone. The vocabulary's logits are
-there for ``chunk`` tokens at a time. The fp32 column is what a CPU run keeps but for masks and norms' scales; the bf16 column follows the same
-operations with CUDA's norm kernel and a float32 softmax, and the mixture of experts assumes even routing.
+there for ``chunk`` tokens at a time. The fp32 column is what a CPU run keeps but for masks and norms' scales; the bf16
+column follows the same operations with CUDA's norm kernel, and the mixture of experts assumes even routing.
 """
 
 from __future__ import annotations
@@ -27,7 +27,8 @@ ANGLES = 4
 class Batch:
     """One micro-batch: ``rows`` of ``length`` tokens; ``scored`` of all these tokens get a log-probability.
 
-    chunk: tokens whose logits are there at once. in_flight: micro-batches that a pipeline holds at once; None: as many as Megatron's 1F1B schedule can.
+    chunk: tokens whose logits are there at once. in_flight: micro-batches that a pipeline holds at once; None: as many
+    as Megatron's 1F1B schedule can.
     """
 
     rows: int

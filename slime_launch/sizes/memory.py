@@ -52,7 +52,6 @@ class Precision:
     optimizer: Adam's two moments, and the float32 copy of the weights where they are smaller.
     normalized: what a norm keeps for its backward beside its input and output; torch's own RMSNorm on CPU keeps the
         normalized values, its CUDA kernel recomputes them.
-    probability: an attention probability kept, the float32 softmax and its copy in the activations' type.
     """
 
     weights: int
@@ -60,12 +59,11 @@ class Precision:
     optimizer: int
     activations: int
     normalized: int
-    probability: int
 
 
 PRECISIONS: Mapping[str, Precision] = {
-    "fp32": Precision(weights=4, gradients=4, optimizer=8, activations=4, normalized=4, probability=4),
-    "bf16": Precision(weights=2, gradients=4, optimizer=12, activations=2, normalized=0, probability=6),
+    "fp32": Precision(weights=4, gradients=4, optimizer=8, activations=4, normalized=4),
+    "bf16": Precision(weights=2, gradients=4, optimizer=12, activations=2, normalized=0),
 }
 
 

@@ -148,7 +148,7 @@ def free_port() -> int:
 
 
 def trainer_settings(folder: Path, family: str, **overrides: Any) -> dict[str, Any]:
-    """Keyword arguments of a MegatronTrainer; a loose gap bound, since samples are random."""
+    """Keyword arguments of a MegatronTrainer; a loose gap bound, since samples are random; logits in many chunks."""
     return {
         "hf_checkpoint": str(folder),
         "family": family,
@@ -159,5 +159,6 @@ def trainer_settings(folder: Path, family: str, **overrides: Any) -> dict[str, A
         "rendezvous": f"tcp://127.0.0.1:{free_port()}",
         "timeout_s": 60.0,
         "micro_batch_size": 3,
+        "logprob_chunk": 5,
         "max_logprob_gap": 1e9,
     } | overrides
