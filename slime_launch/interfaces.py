@@ -240,6 +240,14 @@ class Stepped(Protocol):
 
 
 @runtime_checkable
+class Routes(Protocol):
+    """A reward that scores the samples of some data sources only."""
+
+    def unserved(self, sources: Sequence[str]) -> list[str]:
+        """Those of the sources whose samples it cannot score."""
+
+
+@runtime_checkable
 class Counts(Protocol):
     """A reward that knows how often it failed."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from itertools import chain
 from pathlib import Path
@@ -16,7 +16,7 @@ from components.rollout.sampling import check_evaluation, check_training
 from components.rollout.sources import open_source
 from slime_launch.errors import LaunchError, Problem
 from slime_launch.hf_folder import TOKENIZERS
-from slime_launch.interfaces import Findings
+from slime_launch.interfaces import Findings, Routes
 from slime_launch.targets import instantiate
 from slime_launch.types import Prompt
 
@@ -34,6 +34,7 @@ def preflight(args: Mapping[str, Any]) -> Findings:
         open_node = partial(open_source, seed=args["seed"], renderer=renderer)
         data = open_node(args["data"])
         prompts = data.take(_SHOWN_PROMPTS)
+        problems += _unrouted(args["reward"], prompts)
         for prompt in prompts:
             check_training(prompt, args["sampling"])
         for held, _ in named_sets(data, args["eval_sets"], open_node).values():
@@ -64,6 +65,17 @@ def _unbuildable(args: Mapping[str, Any]) -> Iterator[Problem]:
             make_callable(key, node) if key in called else instantiate(node)
         except LaunchError as error:
             yield Problem(key, node["_target_"], str(error), "mend the part it names")
+
+
+def _unrouted(node: Mapping[str, Any], prompts: Sequence[Prompt]) -> Iterator[Problem]:
+    """Training prompts of data sources that no part of the reward scores."""
+    try:
+        reward = instantiate(node)
+    except LaunchError:
+        return  # told already
+    for source in reward.unserved([prompt.source for prompt in prompts]) if isinstance(reward, Routes) else ():
+        mend = "name it in the sources of a part, or give a part without sources"
+        yield Problem("reward.parts", node["_target_"], f"no part scores samples of {source}", mend)
 
 
 def _renderer(folder: Path) -> tuple[Renderer | None, list[Problem]]:

@@ -1,0 +1,17 @@
+"""What the rollout finds before it runs."""
+
+from components.rollout.preflight import preflight
+
+
+def test_check_finds_a_source_that_no_part_serves(tmp_path):
+    """Before anything starts, by the first prompts of data that is no mixture."""
+    exact = {"_target_": "components.rewards.exact.Exact", "weight": 1.0, "sources": ["maths"]}
+    args = {
+        "hf_checkpoint": str(tmp_path),
+        "reward": {"_target_": "components.rewards.mix.Mix", "parts": {"exact": exact}},
+        "data": {"_target_": "components.data.digits.Digits", "eval_size": 10},
+        "seed": 1, "sampling": {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": 4}, "eval_sets": {}, "filters": {},
+        "generate": {"_target_": "components.rollout.single.SingleTurn"},
+    }  # fmt: skip
+    found = [str(problem) for problem in preflight(args).problems]
+    assert [line for line in found if "no part scores samples of digits" in line] and len(found) == 1, found
