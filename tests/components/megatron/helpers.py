@@ -59,6 +59,17 @@ def reference_logits(model: Any, sample: Sample) -> Any:
         return model(input_ids=ids, **media).logits[0]
 
 
+def with_reference_logprobs(model: Any, samples: list[Sample], temperature: float) -> list[Sample]:
+    """The samples with the logprobs that transformers' model has for them."""
+    import torch
+
+    for sample in samples:
+        rows = reference_logits(model, sample)[len(sample.prompt_ids) - 1 : -1] / temperature
+        chosen = rows.log_softmax(-1).gather(-1, torch.tensor(sample.response_ids)[:, None])
+        sample.logprobs = chosen[:, 0].tolist()
+    return samples
+
+
 def write_random(folder: Path, family: str, seed: int = 0, **overrides: Any) -> Path:
     """The family's tiny config with ``overrides`` (of the text part) and random weights, norms and biases included."""
     import torch
