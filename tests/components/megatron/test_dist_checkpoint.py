@@ -21,11 +21,14 @@ from tests.components.megatron.actions import finished, recorded, run
 from tests.components.megatron.helpers import OPTIM, ROOT, trainer_settings, write_random
 
 # Odd: a padded vocabulary, tied weights, some weights of one layer frozen.
-SHAPES = {"qwen3": {"vocab_size": 113, "tie_word_embeddings": True}, "glm_omni": {"vocab_size": 113}}
+SHAPES = {
+    "qwen3": {"num_hidden_layers": 4, "vocab_size": 113, "tie_word_embeddings": True},
+    "glm_omni": {"vocab_size": 113},
+}
 FREEZE = {"qwen3": [r"layers\.1\.mlp\."], "glm_omni": [r"^encoders\."]}
 FAMILIES = sorted(file.parent.parent.name for file in (ROOT / "components" / "models").glob("*/configs/tiny.json"))
 SCHEDULE = OPTIM | {"schedule": "cosine", "warmup_steps": 3, "weight_decay": 0.1}
-LAYOUTS = {"tp2": {"tp": 2}, "pp2": {"pp": 2}, "dp2": {}}
+LAYOUTS = {"tp2": {"tp": 2}, "pp2vpp2": {"pp": 2, "vpp": 2}, "dp2": {}}
 WORLDS = [*(("qwen3", layout) for layout in LAYOUTS), ("qwen3_moe", "tp2")]
 
 
@@ -276,6 +279,46 @@ def test_a_folder_that_is_not_whole_or_not_ours_is_not_read(
     assert same(tmp_path / "untouched", root / "qwen3")
 
 
+@pytest.mark.parametrize("family", ["qwen3", "llama3"])
+def test_a_critic_takes_an_actors_weights_and_draws_its_head(family: str, root: Path, tmp_path: Path) -> None:
+    """Of tied embeddings, and of an output layer that the actor's checkpoint has under the head's name."""
+    step_1, own = tmp_path / "checkpoints" / "step_1", tmp_path / "own"
+    script = [["train", 1], ["hf", str(tmp_path / "trained")], ["save", str(tmp_path), 1], ["finish", str(tmp_path), 1]]
+    run({"settings": settings(root, family), "script": script}, 0)
+    heads = []
+    for seed in (7, 8):
+        with Started(**settings(root, family, role="critic", seed=seed)) as critic:
+            head = critic._ready().weights.tensors["output_layer.weight"]
+            if seed == 7:
+                drawn = head.detach().clone()
+                head.data.zero_()
+                with pytest.raises(ComponentError, match="a critic takes the weights alone"):
+                    critic.load(str(step_1))
+                critic.load(str(step_1), weights_only=True)
+                assert torch.equal(head, drawn) and float(drawn.abs().max()) > 0
+                critic.save_hf(str(tmp_path / "loaded"))
+                own.mkdir()
+                critic.save(str(own))
+                files = critic.finish_save(wait=True)
+            else:
+                critic.load(str(committed(own, files)))
+            heads.append(head.detach().clone())
+    assert torch.equal(*heads)
+    before, after, start = (
+        load_file(path / "model.safetensors") for path in (tmp_path / "trained", tmp_path / "loaded", root / family)
+    )
+    differ = {name for name in before if not torch.equal(before[name], after[name])}
+    assert differ <= {"lm_head.weight"} and all(torch.equal(after[name], start[name]) for name in differ)
+
+
+def committed(folder: Path, files: Any) -> Path:
+    """A checkpoint of files that a trainer wrote there."""
+    from slime_launch import manifest
+
+    manifest.write(folder, files)
+    return folder
+
+
 @pytest.mark.parametrize("overrides", [{"freeze": []}, {"freeze": [r"layers\.0\."]}])
 def test_another_choice_of_frozen_weights_does_not_fit(overrides: dict[str, Any], root: Path, tmp_path: Path) -> None:
     step_2 = saved(root, tmp_path)
@@ -288,9 +331,9 @@ def test_another_choice_of_frozen_weights_does_not_fit(overrides: dict[str, Any]
 
 def test_a_model_of_another_shape_does_not_fit(root: Path, tmp_path: Path) -> None:
     step_2 = saved(root, tmp_path)
-    write_random(tmp_path / "deeper", "qwen3", **SHAPES["qwen3"], num_hidden_layers=3)
+    write_random(tmp_path / "deeper", "qwen3", **SHAPES["qwen3"] | {"num_hidden_layers": 5})
     with (
         Started(**trainer_settings(tmp_path / "deeper", "qwen3", freeze=FREEZE["qwen3"])) as trainer,
-        pytest.raises(ComponentError, match=r"does not fit this model.*lacks decoder\.layers\.2\."),
+        pytest.raises(ComponentError, match=r"does not fit this model.*lacks decoder\.layers\.4\."),
     ):
         trainer.load(str(step_2))
