@@ -95,6 +95,15 @@ BAD = [
         "error: rollout.group_size=1: advantages compare the samples of one prompt, "
         "and one sample has none to compare with; give 2 or more",
     ),
+    (
+        [GLM, "trainer.max_tokens=9"],
+        "error: trainer.max_tokens=9: one sample may take expected_prompt_tokens + max_new",
+    ),
+    ([GLM, "trainer.recompute=half"], "error: trainer.recompute=half: invalid enum value 'half'"),
+    (
+        [GLM, "+model.transformer.recompute_granularity=full"],
+        "error: model.transformer.recompute_granularity=full: trainer.recompute is where this is set",
+    ),
     ([GLM, "trainer.num_minibatches=7"], "error: trainer.num_minibatches=7: 128 samples a step do not divide by"),
     ([GLM, "cluster.device=cuda"], "error: cluster.device=cuda: this machine shows no GPU; use cluster.device=auto"),
     ([GLM, "cluster.base_port=70000"], "error: cluster.base_port=70000: ports 70000 to"),

@@ -174,6 +174,22 @@ def test_a_gap_above_the_bound_stops_before_the_update(
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_only_the_newest_weights_tokens_are_held_against_the_engine(folders: dict[str, Path], start: Start) -> None:
+    """A sample that an older engine began has other logprobs where it did; they train, but are no gap."""
+    samples = with_reference_logprobs(hf_model(folders["qwen3"], "qwen3"), random_samples("qwen3"), temperature=1.0)
+    samples[0].weight_versions = [4] * len(samples[0].response_ids)
+    for sample in samples[1:]:
+        sample.weight_versions = [3, *[4] * (len(sample.response_ids) - 1)]
+        sample.logprobs[0] -= 5.0
+    trainer = start("qwen3", num_minibatches=2)
+    assert trainer.train(5, samples)["train/train_rollout_logprob_abs_diff/max"] < 1e-4
+    trainer.stop()
+    for sample in samples:
+        sample.weight_versions = [4] * len(sample.response_ids)
+    with pytest.raises(LogprobGapError):
+        start("qwen3", max_logprob_gap=0.1).train(5, samples)
+
+
 def test_wrong_media_for_the_placeholders(start: Start) -> None:
     samples = random_samples("glm_omni")
     samples[0].prompt_ids = [token for token in samples[0].prompt_ids if token != 14]
