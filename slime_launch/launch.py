@@ -104,6 +104,11 @@ class Fleet:
             needs.setdefault(bare(name), []).extend(provided[bare(name)] for provided in given)
         return needs
 
+    def provided(self, name: str) -> list[Any]:
+        """Everything that the running actors gave under a bare name, in plan order."""
+        running = [self._provided.get(actor.name, {}) for actor in self.plan.actors]
+        return [given[name] for given in running if name in given]
+
     def call(self, names: Sequence[str], method: str, *args: Any, what: str, timeout_s: float) -> list[Any]:
         """Call one method of several actors at once and wait for all answers, in order.
 

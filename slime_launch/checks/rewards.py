@@ -65,4 +65,19 @@ def _routes(key: str, reward: RewardConfig, sources: Sequence[str]) -> Iterator[
         yield Problem(f"{key}.score", reward.score, reason, "give null, for the mixed reward")
 
 
-RULES: tuple[Rule, ...] = (rewards_are_sound,)
+def models_asked_are_served(f: Facts) -> Iterator[Problem]:
+    """A part's ``served_model`` is a model of the topology, with engines that answer."""
+    groups = {"reward": f.config.reward.parts} | {
+        f"rollout.eval_sets.{name}.reward": settings.reward.get("parts", {})
+        for name, settings in f.config.rollout.eval_sets.items()
+    }
+    for key, parts in groups.items():
+        for name, node in parts.items():
+            model = node.get("served_model")
+            if model is not None and not f.serving(str(model), "regular", "decode"):
+                served = [other for other in f.models if f.serving(other, "regular", "decode")]
+                reason = "no model that the topology serves"
+                yield Problem(f"{key}.parts.{name}.served_model", model, reason, nearest(str(model), served))
+
+
+RULES: tuple[Rule, ...] = (rewards_are_sound, models_asked_are_served)
