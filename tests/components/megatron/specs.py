@@ -66,6 +66,10 @@ def slime_layers(args: Any, config: Any, vp_stage: int | None) -> Any:
 def slime_provider(args: Any, config: Any, vp_stage: int | None) -> Any:
     """A model provider as slime's users write it, which reads the command line's names."""
     from megatron.core.models.gpt import GPTModel
+    from transformers import AutoConfig
+
+    if AutoConfig.from_pretrained(args.hf_checkpoint).hidden_size != args.hidden_size:
+        raise ValueError(args.hf_checkpoint)
 
     def model_provider(pre_process: bool = True, post_process: bool = True, vp_stage: int | None = None) -> Any:
         return GPTModel(

@@ -10,6 +10,7 @@ from collections.abc import Iterator, Sequence
 import pytest
 import torch
 
+from components.megatron.platform import load_platform
 from components.megatron.sending import Sender
 from components.megatron.weights import Entry, buckets, check_owners
 from components.models.layouts import Gated, Split, Vocab
@@ -37,6 +38,17 @@ def test_only_a_gated_layer_is_recut(shape: tuple[int, ...]) -> None:
     assert torch.equal(torch.cat(plain), whole) and torch.equal(Split(0).join(plain)[0], whole)
     assert not torch.equal(torch.cat(gated), whole) and torch.equal(Gated(merged=True).join(gated)[0], whole)
     assert not torch.equal(Gated(merged=True).join(plain)[0], whole)
+
+
+@pytest.mark.parametrize("prefix", ["", "language_model."])
+def test_layers_are_numbered_over_all_stages_with_or_without_a_prefix(prefix: str) -> None:
+    load_platform("cpu").install()
+    from components.megatron.build import shifted
+
+    name = prefix + "decoder.layers.1.mlp.experts.local_experts.2.linear_fc1.weight"
+    assert shifted(name, 4, 8) == prefix + "decoder.layers.5.mlp.experts.local_experts.10.linear_fc1.weight"
+    tower = "vision." + name
+    assert shifted(tower, 4, 0) == tower
 
 
 class SlowSink:
