@@ -34,7 +34,7 @@ def build_parts(trainer: MegatronTrainer) -> Parts:
     from components.megatron.optim import Optimizer, check_optim
     from components.megatron.parallel import join_world
     from components.megatron.pipeline import communication
-    from components.megatron.step import Stepper
+    from components.megatron.step import Stepper, takes_head
     from components.megatron.weights import WeightMap
 
     check_optim(trainer.optim)
@@ -52,6 +52,12 @@ def build_parts(trainer: MegatronTrainer) -> Parts:
     freeze(built.tensors, trainer.freeze, trainer.train_only)
     chunks = wrap(built.chunks, config, platform.device, trainer.optim["distributed"])
     algorithm = instantiate(trainer.algorithm)
+    if not (trainer.critic or all(map(takes_head, chunks))):
+        print(
+            f"trainer: {type(built.chunks[-1]).__name__} takes no head (components.models.base.TakesHead): the logits "
+            "of all places are made at once, whatever trainer.logprob_chunk",
+            flush=True,
+        )
     head = Head(family.gpt(hf)["vocab_size"], trainer.temperature, trainer.banned_tokens, trainer.logprob_chunk)
     return Parts(
         checkpoint=checkpoint,

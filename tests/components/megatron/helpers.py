@@ -99,7 +99,7 @@ def make_sample(
     group: int, index: int, prompt: list[int], response: list[int], reward: float = 0.0, **fields: Any
 ) -> Sample:
     """A sample of ids; its logprobs are zero unless given."""
-    given = {"logprobs": [0.0] * len(response), "loss_mask": [1] * len(response), "media": {}} | fields
+    given: dict[str, Any] = {"logprobs": [0.0] * len(response), "loss_mask": [1] * len(response), "media": {}} | fields
     return Sample(
         group=group,
         index=index,
@@ -137,7 +137,8 @@ def random_samples(family: str, groups: int = 2, size: int = 4, seed: int = 0) -
     rng = np.random.default_rng(seed)
     samples = []
     for group in range(groups):
-        prompt, media = rng.integers(16, 112, 4 + 20 * group).tolist(), {}
+        prompt: list[int] = rng.integers(16, 112, 4 + 20 * group).tolist()
+        media: dict[str, Any] = {}
         if family in WITH_IMAGES:
             prompt, media = image_prompt(rng, [(1, 4, 4)], 1 + 10 * group, family)
         for index in range(size):
