@@ -155,12 +155,13 @@ class Batcher:
         import torch
 
         distinct: dict[tuple[bytes, ...], tuple[int, Sample]] = {}
+        known: dict[int, bytes] = {}
         slots, features, total = [], [], 0
         for number, (sample, *_) in enumerate(rows):
             if encoder.media[0] not in sample.media:
                 continue
             places = np.flatnonzero(np.asarray(sample.prompt_ids) == self.hf[encoder.token])
-            first, _ = distinct.setdefault(media_key(sample, encoder.media), (total, sample))
+            first, _ = distinct.setdefault(media_key(sample, encoder.media, known), (total, sample))
             total = max(total, first + len(places))
             slots.append(places + number * length)
             features.append(np.arange(first, first + len(places)))

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from hashlib import blake2b
 from heapq import heapify, heapreplace
 from typing import Any
 
@@ -62,8 +63,9 @@ def make_packs(samples: Sequence[Sample], bounds: Bounds) -> list[Pack]:
     Samples stay apart where one row would cost more than rows of their own: attention grows with its length squared.
     """
     by_prompt: dict[Any, Pack] = {}
+    known: dict[int, bytes] = {}
     for number, sample in enumerate(samples):
-        key = (tuple(sample.prompt_ids), media_key(sample, sorted(sample.media))) if bounds.share else number
+        key = (tuple(sample.prompt_ids), media_key(sample, sorted(sample.media), known)) if bounds.share else number
         by_prompt.setdefault(key, []).append(number)
     packs: list[Pack] = []
     for shared in by_prompt.values():
@@ -157,6 +159,11 @@ def row_length(samples: Sequence[Sample], pack: Pack) -> int:
     return len(samples[pack[0]].prompt_ids) + sum(len(samples[number].response_ids) for number in pack)
 
 
-def media_key(sample: Sample, names: Sequence[str]) -> tuple[bytes, ...]:
-    """Equal for samples with the same media."""
-    return tuple(np.ascontiguousarray(sample.media[name]).tobytes() for name in names)
+def media_key(sample: Sample, names: Sequence[str], known: dict[int, bytes]) -> tuple[bytes, ...]:
+    """Equal for samples with the same media. ``known``: digests of arrays by ``id``, so that one is taken once."""
+    arrays = [sample.media[name] for name in names]
+    for array in arrays:
+        if id(array) not in known:
+            shape = repr((array.shape, array.dtype.str)).encode()
+            known[id(array)] = blake2b(np.ascontiguousarray(array).data, digest_size=16, key=shape[:64]).digest()
+    return tuple(known[id(array)] for array in arrays)
