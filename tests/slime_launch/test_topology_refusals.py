@@ -67,7 +67,7 @@ BAD: list[tuple[list[str], str]] = [
         [QWEN, "rollout/topology=multi_model", "rollout.topology.models.reward.path=/nowhere"],
         "error: rollout.topology.models.reward.path=/nowhere: no such folder",
     ),
-    ([QWEN, "reward=judge"], "error: reward.parts.judge.served_model=reward: no model that the topology serves; choose"),
+    ([QWEN, "reward=judge"], "error: reward.parts.judge.served_model=reward: no model that the topology serves"),
     ([QWEN, f"++{G}.trainer.num_engines=1"], f"error: {G}.trainer=trainer: a name of the launcher's own actors"),
     ([QWEN, f"++{G}.router-actor.num_engines=1"], "a name of the launcher's own actors; choose another"),
     # engines that someone else runs
