@@ -18,9 +18,14 @@ from slime_launch.types import Endpoint
 
 _KEEPALIVE_S = 3.0  # SGLang closes idle connections after 5 s unless told otherwise
 _AFFINITY_HEADER = "X-SMG-Routing-Key"  # what sglang-router's consistent_hashing policy hashes
+_BAD_REQUEST = (400, 413, 422)
 _JSON = {"Content-Type": "application/json"}
 _GENERATES = ("engine_url", "decode_url")
 _ENGINES = (*_GENERATES, "prefill_url")
+
+
+class Refused(ComponentError):
+    """The engine will not take this request, whoever asks: say, a prompt that is too long for it."""
 
 
 class _Ended(Exception):
@@ -87,7 +92,8 @@ class Client:
                 content = await reply.read()
                 if reply.status != 200:
                     words = content.decode(errors="replace")[:500]
-                    raise ComponentError(f"{target.url} refused a request: {reply.status} {words}")
+                    kind = Refused if reply.status in _BAD_REQUEST else ComponentError
+                    raise kind(f"{target.url} refused a request: {reply.status} {words}")
                 return msgspec.json.decode(content, type=dict[str, Any])
         except TimeoutError:
             late = f"no answer from {target.url} within {self._timeout_s:.0f} s"

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from math import ceil
 
 from components.rollout.buffer import Buffer
+from components.rollout.client import Refused
 from components.rollout.generation import Generator, Sent
 from components.rollout.groups import ENDED, Group
 from components.rollout.scoring import TOO_FEW, Judge, Scored
@@ -19,6 +20,8 @@ from slime_launch.types import UNSAMPLED
 
 _ATTEMPTS = 3
 """How often a group is gone on with that an engine cuts short by itself."""
+REFUSED = "refused"
+"""The reason of a group whose prompt the engines do not take."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Collected:
     drawn: groups begun. surplus: whole groups that were not needed. cut: rollouts cut short. kept: samples that go on
     later, or wait. kept_tokens, lost_tokens: sampled ones of unused groups, kept or not. anew: samples kept before that
     were too old. tokens: sampled in this step. images_sent: in requests that were answered.
+    refusal: what an engine said of the last prompt that it did not take.
     generate_s: until the last generation ended, and what aborting took. score_s: how much longer scoring took.
     """
 
@@ -64,6 +68,7 @@ class Collected:
     anew: int = 0
     tokens: int = 0
     images_sent: int = 0
+    refusal: str = ""
     generate_s: float = 0.0
     score_s: float = 0.0
 
@@ -118,7 +123,11 @@ class _Step:
     async def _bring_up(self, group: Group) -> Scored | None:
         """Generate and score; None for a group that was cut short."""
         for _ in range(_ATTEMPTS):
-            await self._generator.run(group, self._rules.group_size, self._sent)
+            try:
+                await self._generator.run(group, self._rules.group_size, self._sent)
+            except Refused as error:
+                self._done.refusal = f"; a prompt of source {group.rendered.prompt.source}: {error}"
+                return Scored(group, [], Counter(), REFUSED)
             if self._closed:
                 return None
             if group.whole(self._rules.group_size):
@@ -162,26 +171,28 @@ class _Step:
         return [*(scored.undo() for scored in surplus), *(await self._cut_short())]
 
     def _fill_up(self, missing: int) -> None:
-        dropped = [scored for scored in self._done.scored if scored.reason not in ("", TOO_FEW)]
+        dropped = [scored for scored in self._done.scored if scored.reason not in ("", TOO_FEW, REFUSED)]
         if not self._rules.keep_when_insufficient or len(dropped) < missing:
             reasons = ", ".join(f"{reason}: {count}" for reason, count in sorted(self._done.drops.items()))
             raise ComponentError(
                 f"rollout.filters: {len(self._done.groups)} of {self._rules.num_prompts} groups are left of "
                 f"{self._done.drawn}, the most that rollout.draw_limit={self._rules.draw_limit} allows; dropped by "
                 f"reason: {reasons}; raise it, set rollout.keep_when_insufficient=true, or mend what drops them"
+                f"{self._done.refusal}"
             )
         self._done.groups += sorted(dropped, key=lambda scored: scored.group.number)[:missing]
 
     async def _cut_short(self) -> list[Group]:
-        if not self._running:
+        if not (self._running or self._done.refusal):
             return []
         for task, group in self._running.items():
             if group.number in self._scoring:
                 task.cancel()
         await self._generator.client.abort_all()
-        _, late = await asyncio.wait(self._running, timeout=self._rules.patience_s)
-        for task in late:
-            task.cancel()
+        if self._running:
+            _, late = await asyncio.wait(self._running, timeout=self._rules.patience_s)
+            for task in late:
+                task.cancel()
         results = await asyncio.gather(*self._running, return_exceptions=True)
         for error in results:
             if isinstance(error, Exception):

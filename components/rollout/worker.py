@@ -12,7 +12,7 @@ from typing import Any
 from components.rollout.buffer import Buffer
 from components.rollout.callables import make_callable
 from components.rollout.client import Client, connect
-from components.rollout.collect import Rules, collect
+from components.rollout.collect import REFUSED, Rules, collect
 from components.rollout.evaluation import Defaults, evaluate, held_out, named_sets
 from components.rollout.generation import Generator
 from components.rollout.metrics import control, passrates, summarise, without_raw
@@ -136,6 +136,11 @@ class RolloutWorker:
         told = self._data.metrics() if isinstance(self._data, Reports) else {}
         metrics = summarise(samples, version) | passrates(collected, self._score, self._pass_at) | control(collected)
         self._tell_of_raw_rewards(samples)
+        if collected.refusal:
+            print(
+                f"rollout: step {step} goes on without {collected.drops[REFUSED]} prompts{collected.refusal}",
+                flush=True,
+            )
         if self._mask_old:
             _mask_old(samples, version)
         return samples, metrics | told | self._reward_counts()

@@ -35,6 +35,7 @@ class HttpEngine:
 
     length: Callable[[Mapping[str, Any]], int] = lambda body: 4
     tick_s: Callable[[Mapping[str, Any]], float] = lambda body: 0.001
+    refuses: Callable[[Mapping[str, Any]], bool] = lambda body: False
     version: int = 0
     url: str = ""
     exchanges: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
@@ -45,6 +46,8 @@ class HttpEngine:
     async def generate(self, request: web.Request) -> web.Response:
         body = await request.json()
         sampling, epoch, ids = body["sampling_params"], self._aborts, list(body["input_ids"])
+        if self.refuses(body):
+            return web.json_response({"error": "too long"}, status=400)
         self.running += 1
         self.most = max(self.most, self.running)
         try:

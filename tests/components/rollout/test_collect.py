@@ -15,7 +15,7 @@ from components.rollout.worker import RolloutWorker
 from slime_launch.errors import ComponentError
 from slime_launch.interfaces import Engine
 from slime_launch.types import Sample, Status
-from tests.components.rollout.http_engine import HttpEngine, make_worker, serving, token_of
+from tests.components.rollout.http_engine import Endless, HttpEngine, make_worker, serving, token_of
 
 HERE = __name__
 SLOW_S = 0.005
@@ -65,6 +65,17 @@ class Waits:
         if samples[0].prompt.label == "1":
             await asyncio.sleep(60)
         return [float(one.index) for one in samples]
+
+
+class Refusable(Endless):
+    """The first ``up_to`` prompts ask for what the engine refuses."""
+
+    def __init__(self, seed: int, up_to: int) -> None:
+        super().__init__(seed)
+        self.up_to = up_to
+
+    def of(self, number: int) -> dict[str, Any]:
+        return {"source": "long", "sampling": {"top_k": 9}} if number < self.up_to else {}
 
 
 async def two_parts(sample: Sample, engine: Engine) -> list[Sample]:
@@ -264,6 +275,19 @@ def test_samples_without_a_reward_leave_their_group(checkpoint: Path, first_lost
             samples, told = made.generate(1)
             assert [one.index for one in samples] == list(range(first_lost)) * 3
             assert told["rollout/dropped_samples/reward_judge"] == 3 * (4 - first_lost)
+        made.stop()
+
+
+def test_a_prompt_that_no_engine_takes_is_dropped_and_counted(checkpoint: Path) -> None:
+    with serving(HttpEngine(refuses=lambda body: body["sampling_params"].get("top_k") == 9)) as engine:
+        made = make_worker(checkpoint, engine.url, data=node("Refusable", up_to=2))
+        samples, told = made.generate(1)
+        made.stop()
+        assert list(dict.fromkeys(one.group for one in samples)) == [2, 3, 4] and engine.running == 0
+        assert told["rollout/dynamic_filter/drop_refused"] == 2
+        made = make_worker(checkpoint, engine.url, data=node("Refusable", up_to=99), draw_limit=2)
+        with pytest.raises(ComponentError, match=r"0 of 3 groups.*refused: 6.*source long: .*refused a request: 400"):
+            made.generate(1)
         made.stop()
 
 
