@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
@@ -29,6 +30,20 @@ def preflight(args: Mapping[str, Any]) -> Findings:
     return Findings([*problems, *found.problems], found.lines)
 
 
+@contextmanager
+def _first_stage(stages: int) -> Iterator[None]:
+    """Megatron answers as on the first pipeline stage, though there is no group: specs may ask it for their layers."""
+    from megatron.core import parallel_state as ps
+
+    ps.set_pipeline_model_parallel_rank(0)
+    ps.set_pipeline_model_parallel_world_size(stages)
+    try:
+        yield
+    finally:
+        ps.set_pipeline_model_parallel_rank(None)
+        ps.set_pipeline_model_parallel_world_size(None)
+
+
 def _model(args: Mapping[str, Any], hf: Mapping[str, Any]) -> Findings:
     import torch
 
@@ -48,7 +63,8 @@ def _model(args: Mapping[str, Any], hf: Mapping[str, Any]) -> Findings:
     except LaunchError as error:
         return Findings([Problem("model.transformer", args["transformer"], str(error), "mend what it names")])
     try:
-        answer = call_spec(args["spec"], config, 0 if sizes.virtual else None)
+        with _first_stage(sizes.pp):
+            answer = call_spec(args["spec"], config, 0 if sizes.virtual else None)
     except LaunchError as error:
         return Findings([Problem("model.spec", args["spec"]["_target_"], str(error), "mend the spec")])
     except Exception as error:  # whatever a user's spec raises
