@@ -189,7 +189,7 @@ class Generate(Protocol):
 
 @runtime_checkable
 class Filter(Protocol):
-    """Decides which scored groups are trained on."""
+    """Decides which scored groups are trained on. A plain function is named with ``_partial_: true``."""
 
     def __call__(self, group: Sequence[Sample]) -> str | None:
         """None keeps the group; else a short reason, counted as ``rollout/dynamic_filter/drop_<reason>``."""

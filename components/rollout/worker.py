@@ -94,7 +94,9 @@ class RolloutWorker:
         self._max_concurrency, self._request_timeout_s = max_concurrency, request_timeout_s
         self._runner = asyncio.Runner()
         self._client: Client | None = None
+        self._stopped = False
         self._rewards: list[Reward] = []
+        self._closing: list[Any] = []
         self._told: set[str] = set()
 
     @classmethod
@@ -111,7 +113,8 @@ class RolloutWorker:
         self._data: DataSource = open_node(self._data_node)
         self._endpoints = {endpoint.model: endpoint for endpoint in needs.get("router_url", ())}
         reward = self._make_reward(self._reward_node)
-        self._generate: Generate = make_callable("rollout.generate", self._generate_node)
+        generate: Generate = make_callable("rollout.generate", self._generate_node)
+        self._closing.append(generate)
         filters: dict[str, Filter] = {
             name: make_callable(f"rollout.filters.{name}", node) for name, node in self._filter_nodes.items()
         }
@@ -122,7 +125,7 @@ class RolloutWorker:
         )  # fmt: skip
         self._buffer = Buffer(self._data, self._render)
         self._client = self._runner.run(self._connect(needs))
-        self._generator = Generator(self._client, self._renderer, self._generate, self._sampling, self._seed_of)
+        self._generator = Generator(self._client, self._renderer, generate, self._sampling, self._seed_of)
         return {}
 
     def generate(self, step: int) -> tuple[list[Sample], Metrics]:
@@ -167,9 +170,9 @@ class RolloutWorker:
 
     def stop(self) -> None:
         """Give back what rewards and generate function hold, and close the connections."""
-        client, self._client = self._client, None
-        if client is not None:
-            self._runner.run(self._close(client))
+        if not self._stopped:
+            self._stopped = True
+            self._runner.run(self._close())
             self._runner.close()
 
     def _render(self, prompt: Prompt) -> Rendered:
@@ -182,9 +185,10 @@ class RolloutWorker:
 
     def _make_reward(self, node: Mapping[str, Any]) -> Reward:
         reward: Reward = instantiate(node)
+        self._rewards.append(reward)
+        self._closing.append(reward)
         if isinstance(reward, Connects):
             reward.connect(self._endpoints)
-        self._rewards.append(reward)
         return reward
 
     def _begin_step(self, step: int) -> None:
@@ -213,13 +217,14 @@ class RolloutWorker:
             seed=self._seed,
         )  # fmt: skip
 
-    async def _close(self, client: Client) -> None:
+    async def _close(self) -> None:
         try:
-            for made in (*self._rewards, self._generate):
+            for made in self._closing:
                 if isinstance(made, Closes):
                     await made.close()
         finally:
-            await client.close()
+            if self._client is not None:
+                await self._client.close()
 
 
 def _mask_old(samples: list[Sample], version: int) -> None:

@@ -142,18 +142,23 @@ class Endless:
 EXACT = {"_target_": "components.rewards.exact.Exact", "weight": 1.0}
 
 
-def make_worker(checkpoint: object, url: str, engines: Sequence[Endpoint] = (), **changes: Any) -> RolloutWorker:
-    """A started rollout worker of three groups of four."""
+def worker_args(**changes: Any) -> dict[str, Any]:
+    """Arguments of a rollout worker of three groups of four, but for its checkpoint."""
     partial = {"keep": False, "mask_old": False, "max_lag": 4} | changes.pop("partial", {})
-    sampling = {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": BUDGET}
     args: dict[str, Any] = {
         "data": {"_target_": f"{__name__}.Endless"},
-        "reward": {"_target_": "components.rewards.mix.Mix", "parts": {"exact": EXACT}},
-        "score": None, "num_prompts": 3, "group_size": 4, "eval_samples": 2, "sampling": sampling,
+        "reward": {"_target_": "components.rewards.mix.Mix", "parts": {"exact": EXACT}}, "score": None,
+        "num_prompts": 3, "group_size": 4, "eval_samples": 2, "partial": partial,
+        "sampling": {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": BUDGET},
         "generate": {"_target_": "components.rollout.single.SingleTurn"}, "oversample": 1.0, "filters": {},
         "draw_limit": 8, "keep_when_insufficient": False, "compares_group": True, "eval_sets": {}, "pass_at": [],
         "routing": {"by": "direct", "affinity": False}, "max_concurrency": 64, "request_timeout_s": 20.0, "seed": 1,
     }  # fmt: skip
-    made = RolloutWorker(hf_checkpoint=str(checkpoint), partial=partial, **args | changes)
+    return args | changes
+
+
+def make_worker(checkpoint: object, url: str, engines: Sequence[Endpoint] = (), **changes: Any) -> RolloutWorker:
+    """A started rollout worker of one engine, or of several."""
+    made = RolloutWorker(hf_checkpoint=str(checkpoint), **worker_args(**changes))
     made.start({"engine_url": engines or [Endpoint(url)]})
     return made

@@ -8,10 +8,11 @@ from typing import Any
 
 import pytest
 
+from components.rollout.worker import RolloutWorker
 from slime_launch.driver import score
 from slime_launch.errors import ComponentError
 from slime_launch.types import Sample
-from tests.components.rollout.http_engine import Endless, HttpEngine, make_worker, serving
+from tests.components.rollout.http_engine import Endless, HttpEngine, make_worker, serving, worker_args
 
 HERE = __name__
 MIX = "components.rewards.mix.Mix"
@@ -131,6 +132,17 @@ def test_every_set_is_asked_in_its_own_way(checkpoint: Path) -> None:
 def test_sets_that_do_not_fit(checkpoint: Path, sets: Mapping[str, Any], said: str) -> None:
     with pytest.raises(ComponentError, match=said):
         make_worker(checkpoint, "http://127.0.0.1:1", data=node("Sets"), eval_sets=sets)
+
+
+def test_a_start_that_fails_gives_everything_back(checkpoint: Path) -> None:
+    MADE.clear()
+    args = worker_args(data=node("Sets"), reward=node("ByIndex"), routing={"by": "router", "affinity": False})
+    made = RolloutWorker(hf_checkpoint=str(checkpoint), **args)
+    with pytest.raises(ComponentError, match="nobody to generate"):
+        made.start({})
+    made.stop()
+    made.stop()
+    assert [one.closed for one in MADE] == [1]
 
 
 def test_a_set_without_any_reward_is_no_zero(checkpoint: Path) -> None:
