@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 import torch
+from megatron.core import optimizer
 from megatron.core.optimizer import OptimizerConfig, get_megatron_optimizer, get_standard_config_overrides
 from megatron.core.optimizer_param_scheduler import OptimizerParamScheduler, get_canonical_lr_for_logging
 
@@ -124,6 +125,11 @@ def check_optim(optim: Mapping[str, Any]) -> None:
     if set(optim) != FIELDS:
         raise ComponentError(
             f"trainer.optim: missing {sorted(FIELDS - set(optim))}, unknown {sorted(set(optim) - FIELDS)}"
+        )
+    if optim["distributed"] and optimizer.USING_PYTORCH_OPTIMIZER:
+        raise ComponentError(
+            "trainer.optim.distributed: Megatron-Core 0.16.1 cannot load torch's Adam from a checkpoint of it; install "
+            "transformer_engine or apex, whose fused Adam it takes, or set it to false"
         )
     if optim["schedule"] not in SCHEDULES:
         raise ComponentError(f"trainer.optim.schedule={optim['schedule']}: choose one of {', '.join(SCHEDULES)}")

@@ -31,6 +31,7 @@ Start = Callable[..., MegatronTrainer]
         ({"family": "glm_omni"}, "architectures"),
         ({"optim": OPTIM | {"schedule": "step"}}, "schedule"),
         ({"optim": {"lr": 1.0}}, "missing"),
+        ({"optim": OPTIM | {"distributed": True}}, "fused Adam"),
         ({"world_size": 3, "tp": 2}, "no multiple"),
         ({"rendezvous": "127.0.0.1:1"}, "tcp://"),
         ({"hf_checkpoint": "/nowhere"}, "config.json"),
