@@ -184,33 +184,38 @@ class Side:
     ask: Ask
     servers: list[Server]
 
-    def cpu_s(self) -> float:
-        """Seconds of processor time that its servers and this process have used."""
+    def cpu_s(self) -> dict[int, float]:
+        """Seconds of processor time that this process and those of its servers have used, by process id."""
         guards = [psutil.Process(server._process.pid) for server in self.servers if server._process]
         processes = [process for guard in guards for process in guard.children(recursive=True)]
-        return time.process_time() + sum(sum(process.cpu_times()[:2]) for process in processes)
+        return {0: time.process_time()} | {process.pid: sum(process.cpu_times()[:2]) for process in processes}
 
 
 def in_turns(title: str, sides: Mapping[str, Side], work: Work) -> None:
     """Ask the sides one after the other in each round, the order turned each time; the first round warms up.
 
-    Prints each one's median tokens/s, its ratio to the first within a round (median), and its processor time. That
-    depends less on what else runs on the machine.
+    Prints each one's median tokens/s, its ratio to the first within a round (median), and its processor time: of all
+    its processes, and of the busiest, which bounds the speed where nothing else runs. These depend less on what does.
     """
     speeds: dict[str, list[float]] = {name: [] for name in sides}
-    used: dict[str, list[float]] = {name: [] for name in sides}
+    used: dict[str, list[list[float]]] = {name: [] for name in sides}
     for number in range(work.rounds + 1):
         for name in list(sides) if number % 2 else list(sides)[::-1]:
             # prompts that no engine has seen
             before, seed = sides[name].cpu_s(), 1000 * number + list(sides).index(name)
             speeds[name].append(asyncio.run(_run(sides[name].ask, seed)))
-            used[name].append((sides[name].cpu_s() - before) / (work.requests * work.tokens))
+            after = sides[name].cpu_s()
+            used[name].append([1e6 * (after[of] - before[of]) / (work.requests * work.tokens) for of in before])
     first = next(iter(sides))
     print(f"{title}, {work.requests} requests, {work.samples} samples a prompt", flush=True)
     for name in sides:
         ratios = [mine / other for mine, other in zip(speeds[name][1:], speeds[first][1:], strict=True)]
-        speed, ratio, cpu = map(statistics.median, (speeds[name][1:], ratios, used[name][1:]))
-        print(f"  {name:<28} {speed:8,.0f} tokens/s {ratio:6.2f} {1e6 * cpu:8,.0f} us of processor a token", flush=True)
+        cpu = statistics.median(map(sum, used[name][1:])), statistics.median(map(max, used[name][1:]))
+        print(
+            f"  {name:<28} {statistics.median(speeds[name][1:]):8,.0f} tokens/s {statistics.median(ratios):6.2f}"
+            f"   processor {cpu[0]:4.0f} us a token, the busiest process {cpu[1]:4.0f}",
+            flush=True,
+        )
 
 
 async def _run(ask: Ask, seed: int) -> float:
