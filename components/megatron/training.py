@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 def train(parts: Parts, step: int, samples: Sequence[Sample], num_minibatches: int, max_logprob_gap: float) -> Metrics:
     """Collective. ``num_minibatches`` optimizer steps; see ``components.megatron.trainer.MegatronTrainer.train``."""
     began = time.perf_counter()
-    batches = _cut(parts, samples, num_minibatches)
+    batches = _cut(parts, step, samples, num_minibatches)
     first = None
     if num_minibatches > 1:
         first = parts.stepper.logprobs(list(chain.from_iterable(batches)))
@@ -51,10 +51,10 @@ def train(parts: Parts, step: int, samples: Sequence[Sample], num_minibatches: i
     }
 
 
-def _cut(parts: Parts, samples: Sequence[Sample], num_minibatches: int) -> list[list[MicroBatch]]:
+def _cut(parts: Parts, step: int, samples: Sequence[Sample], num_minibatches: int) -> list[list[MicroBatch]]:
     """This data-parallel rank's micro-batches of each optimizer step."""
     advantages_N = sample_advantages(parts.algorithm, samples)
-    newest = newest_version(samples)
+    newest = max(newest_version(samples), step - 1)  # a batch of kept rollouts may hold older tokens alone
     part, count = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
     return [
         parts.batcher.cut([samples[i] for i in some], advantages_N[list(some)], part, count, newest)

@@ -43,6 +43,10 @@ class Rules:
     max_lag: int = 1
     patience_s: float = 60.0
 
+    def begun_for(self, wanted: int) -> int:
+        """Groups to begin for so many wanted; rounded up, but not for the last digit of a product such as 10 x 1.1."""
+        return ceil(wanted * self.oversample - 1e-9)
+
 
 @dataclass(slots=True)
 class Collected:
@@ -99,7 +103,7 @@ class _Step:
     async def run(self) -> Collected:
         began = self._generated = time.perf_counter()
         try:
-            self._begin(ceil(self._rules.num_prompts * self._rules.oversample))
+            self._begin(self._rules.begun_for(self._rules.num_prompts))
             while len(self._done.groups) < self._rules.num_prompts and self._running:
                 ended, _ = await asyncio.wait(self._running, return_when=asyncio.FIRST_COMPLETED)
                 self._take(ended)
@@ -155,9 +159,9 @@ class _Step:
         """Begin more groups when those in hand and under way cannot be enough any more."""
         rules = self._rules
         missing = rules.num_prompts - len(self._done.groups) - len(self._running)
-        left = max(rules.draw_limit * rules.num_prompts, ceil(rules.num_prompts * rules.oversample)) - self._done.drawn
+        left = max(rules.draw_limit * rules.num_prompts, rules.begun_for(rules.num_prompts)) - self._done.drawn
         if missing > 0 and left > 0:
-            self._begin(min(ceil(missing * rules.oversample), left))
+            self._begin(min(rules.begun_for(missing), left))
 
     async def _end(self) -> list[Group]:
         """Let nothing run any more; the groups that are not used."""
@@ -194,10 +198,18 @@ class _Step:
             for task in late:
                 task.cancel()
         results = await asyncio.gather(*self._running, return_exceptions=True)
-        for error in results:
-            if isinstance(error, Exception):
-                raise error
-        return list(self._running.values())
+        return [group for group, end in zip(self._running.values(), results, strict=True) if self._is_unused(end)]
+
+    def _is_unused(self, end: Scored | BaseException | None) -> bool:
+        """Whether a group whose task came to this end after all was decided may be used later."""
+        if isinstance(end, Exception):
+            raise end
+        if isinstance(end, Scored):
+            if end.reason == REFUSED:
+                self._done.drops[REFUSED] += 1
+                return False
+            end.undo()
+        return True
 
     async def _break_off(self) -> None:
         """After an error: end every task and every request, whatever else fails."""

@@ -20,7 +20,7 @@ TOO_FEW = "too_few"
 _REASON = re.compile(r"[\w.+-]+")
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Scored:
     """One group with its scores.
 

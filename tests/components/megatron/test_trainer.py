@@ -183,6 +183,7 @@ def test_only_the_newest_weights_tokens_are_held_against_the_engine(folders: dic
         sample.logprobs[0] -= 5.0
     trainer = start("qwen3", num_minibatches=2)
     assert trainer.train(5, samples)["train/train_rollout_logprob_abs_diff/max"] < 1e-4
+    assert trainer.train(6, samples)["train/train_rollout_logprob_abs_diff/max"] == 0  # all of them are older
     trainer.stop()
     for sample in samples:
         sample.weight_versions = [4] * len(sample.response_ids)

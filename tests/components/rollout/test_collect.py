@@ -158,7 +158,7 @@ def test_kept_tokens_go_on_and_each_is_trained_once(checkpoint: Path) -> None:
     assert any(len(set(sample.weight_versions)) > 1 for sample in trained)
     for step, (batch, told) in enumerate(zip(batches, metrics, strict=True), 1):
         versions = [version for one in batch for version in one.weight_versions]
-        assert all(one.weight_versions == sorted(one.weight_versions) for one in batch) and max(versions) == step - 1
+        assert all(one.weight_versions == sorted(one.weight_versions) for one in batch) and max(versions) < step
         assert told["rollout/off_policy_ratio"] == pytest.approx(sum(v < step - 1 for v in versions) / len(versions))
         assert told["rollout/weight_lag/max"] == step - 1 - min(versions)
     assert sum(told["rollout/partial/lost_tokens"] for told in metrics) == 0
