@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 import string
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ class ReasoningGym:
     task, task_args: as ``reasoning_gym.create_dataset`` takes them.
     question: how a prompt is written, from the entry's ``question`` and the entries of its metadata.
     turns: how the reference's turns before the answer are written, likewise, e.g. a call of a tool.
+    turns_share: of the references, about so many have them; the others are the answer alone.
     size: number of training questions, all different; ``eval_size`` further ones are held out, the same for every seed.
     Raises ComponentError for an unknown task or argument, or when the task has too few different questions.
     """
@@ -34,7 +36,11 @@ class ReasoningGym:
         task_args: Mapping[str, Any] | None = None,
         question: str = "{question}",
         turns: Sequence[str] = (),
+        turns_share: float = 1.0,
     ) -> None:
+        if not 0 <= turns_share <= 1:
+            raise ComponentError(f"data.turns_share={turns_share}: must be from 0 to 1")
+        self._turns_share = turns_share
         self._task, self._args, self._question, self._turns = task, dict(task_args or {}), question, tuple(turns)
         for name, written in (("question", question), *(("turns", turn) for turn in turns)):
             _check_format(name, written)
@@ -85,10 +91,16 @@ class ReasoningGym:
             messages=[{"role": "user", "content": self._fill("question", self._question, entry)}],
             label=entry["answer"],
             completion=f"[{entry['answer']}]",
-            turns=tuple(self._fill("turns", turn, entry) for turn in self._turns),
+            turns=self._reference(entry),
             source=self._task,
             metadata={"task": self._task, "entry": entry},
         )
+
+    def _reference(self, entry: dict[str, Any]) -> tuple[str, ...]:
+        """The turns before the answer; which entries have them depends on nothing but the entry."""
+        if random.Random(str(entry["question"])).random() >= self._turns_share:
+            return ()
+        return tuple(self._fill("turns", turn, entry) for turn in self._turns)
 
     def _fill(self, name: str, written: str, entry: dict[str, Any]) -> str:
         try:

@@ -48,6 +48,13 @@ def test_goes_on_where_it_was_left():
     assert texts(other.take(8)) == rest
 
 
+def test_references_take_turns_as_often_as_asked():
+    prompts = ReasoningGym(**WORDS, turns=["<look>{word}</look>"], turns_share=0.5, seed=0).take(WORDS["size"])
+    counts = [len(prompt.turns) for prompt in prompts]
+    assert 0.3 < sum(counts) / len(counts) < 0.7
+    assert all(prompt.turns in ((), (f"<look>{prompt.messages[0]['content']}</look>",)) for prompt in prompts)
+
+
 @pytest.mark.parametrize(
     ("change", "says"),
     [
@@ -57,6 +64,8 @@ def test_goes_on_where_it_was_left():
         ({"question": "{sentence}"}, "no field 'sentence'; it has question, .*word"),
         ({"question": "Reverse it"}, "names no field"),
         ({"question": "{word"}, "not a format string"),
+        ({"turns": ["<look>{sentence}</look>"]}, "data.turns=<look>.*no field 'sentence'"),
+        ({"turns_share": 1.5}, "data.turns_share=1.5: must be from 0 to 1"),
         ({"task": "chain_sum", "task_args": {"max_terms": 2, "max_digits": 1}}, "only .* different questions"),
     ],
 )
