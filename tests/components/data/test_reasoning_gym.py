@@ -49,7 +49,9 @@ def test_goes_on_where_it_was_left():
 
 
 def test_references_take_turns_as_often_as_asked():
-    prompts = ReasoningGym(**WORDS, turns=["<look>{word}</look>"], turns_share=0.5, seed=0).take(WORDS["size"])
+    prompts = ReasoningGym(**WORDS, question="{word}", turns=["<look>{word}</look>"], turns_share=0.5, seed=0).take(
+        WORDS["size"]
+    )
     counts = [len(prompt.turns) for prompt in prompts]
     assert 0.3 < sum(counts) / len(counts) < 0.7
     assert all(prompt.turns in ((), (f"<look>{prompt.messages[0]['content']}</look>",)) for prompt in prompts)
