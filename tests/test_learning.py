@@ -16,7 +16,7 @@ def seed(request: pytest.FixtureRequest) -> int:
     return int(request.param)
 
 
-@pytest.fixture(scope="module", params=["glm_omni_grpo", "qwen3_grpo"])
+@pytest.fixture(scope="module", params=["glm_omni_grpo", "qwen3_grpo", "calculator_tools"])
 def finished(
     request: pytest.FixtureRequest, seed: int, tmp_path_factory: pytest.TempPathFactory, cache_home: Path
 ) -> Iterator[Run]:
