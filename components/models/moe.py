@@ -133,7 +133,7 @@ def glm_rope(hf: HFConfig) -> Rope:
 
 
 def block_spec(config: TransformerConfig, vp_stage: int | None) -> TransformerBlockSubmodules:
-    """This stage's layers, dense or with experts as ``config.moe_layer_freq`` says; modules as in ``local_layer_spec``."""
+    """This stage's layers, dense or with experts as ``config.moe_layer_freq`` says; as in ``local_layer_spec``."""
     from megatron.core.models.gpt.gpt_layer_specs import get_gpt_decoder_block_spec
     from megatron.core.transformer.torch_norm import WrappedTorchNorm
 
