@@ -36,8 +36,9 @@ class Records:
 
 def _sample_line(step: int, sample: Sample) -> dict[str, Any]:
     return {
-        "step": step, "group": sample.group, "index": sample.index, "prompt": sample.prompt_text,
+        "step": step, "group": sample.group, "index": sample.index, "part": sample.part, "prompt": sample.prompt_text,
         "response": sample.response, "reward": sample.reward, "reward_parts": sample.reward_parts,
+        "raw_reward": sample.raw_reward,
         "weight_version": sample.weight_version, "status": str(sample.status), "label": sample.prompt.label,
         "source": sample.prompt.source,
     }  # fmt: skip
