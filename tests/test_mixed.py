@@ -37,7 +37,8 @@ def test_both_sources_are_generated_scored_trained_and_logged(finished: Run) -> 
         assert math.isfinite(sample["reward"])
         assert (sample["raw_reward"] is None) == (sample["source"] == "spell_backward")
     first, *steps = finished.metrics()
-    assert {f"eval/{source}" for source in SOURCES} <= first.keys()
+    # z-scores would be zero on average; the stand-in knows a good part of both tasks
+    assert all(first[f"eval/{source}"] > 0.2 for source in SOURCES)
     for line in steps:
         own = [sample for sample in samples if sample["step"] == line["step"]]
         pictured = sum(sample["source"] == "digits" for sample in own)

@@ -107,10 +107,12 @@ class TowerRecipe(TextRecipe):
         self._steps, self._lr, self._batch = tower_steps, tower_lr, tower_batch
 
     def prepare(self, model: PreTrainedModel, processor: Processor, prompts: Sequence[Prompt], seed: int) -> None:
-        """Train the tower on one-image prompts of one size, and freeze it."""
+        """Train the tower on the prompts that have an image, one each and all of one size, and freeze it."""
         import torch
 
-        patches_NPF, grid_3, labels_N, num_labels = _pictures(processor, prompts)
+        patches_NPF, grid_3, labels_N, num_labels = _pictures(
+            processor, [prompt for prompt in prompts if prompt.images]
+        )
         tower = model.model.visual
         num_tokens = int(grid_3.prod()) // tower.spatial_merge_size**2
         head = torch.nn.Linear(num_tokens * tower.config.out_hidden_size, num_labels)
@@ -138,7 +140,7 @@ def _pictures(processor: Processor, prompts: Sequence[Prompt]) -> tuple[Tensor, 
     """Patches [N, P, F], the grid (frames, height, width) all images share, label numbers [N] and how many labels."""
     import torch
 
-    if any(len(prompt.images) != 1 for prompt in prompts):
+    if not prompts or any(len(prompt.images) != 1 for prompt in prompts):
         raise ComponentError(
             "tiny checkpoint: the vision tower learns from prompts with one image each; take such a data source"
         )

@@ -10,14 +10,14 @@ from components.rollout.tally import by_group, mean, pass_rates, rollout_rewards
 from slime_launch.types import UNSAMPLED, Metrics, Sample, Status
 
 
-def score_of(sample: Sample, part: str | None) -> float:
-    """The score that evaluation reports: one reward part, or the mixed reward where the sample has no such part."""
-    return sample.reward_parts.get(part, sample.reward) if part is not None else sample.reward
-
-
 def raw_of(sample: Sample) -> float:
     """What to report in place of the reward, where the sample has it."""
     return sample.reward if sample.raw_reward is None else sample.raw_reward
+
+
+def score_of(sample: Sample, part: str | None) -> float:
+    """The score that evaluation reports: one reward part; where there is none, the reward as it is to be reported."""
+    return raw_of(sample) if part is None else sample.reward_parts.get(part, raw_of(sample))
 
 
 def summarise(samples: Sequence[Sample], version: int) -> Metrics:

@@ -81,7 +81,7 @@ BAD: list[tuple[list[str], str]] = [
     ),
     (
         [QWEN, "+rollout.router_args.dp_aware=true"],
-        "error: rollout.router_args.dp_aware=True: no router is planned: the rollout picks engines and ranks itself; set",
+        "error: rollout.router_args.dp_aware=True: no router is planned: the rollout picks engines and ranks itself",
     ),
     (
         [QWEN, "rollout/topology=pd", "+rollout.router_args.dp_aware=true", *ON_GPUS],

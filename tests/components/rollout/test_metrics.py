@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from components.rollout.filters import EqualRewards
-from components.rollout.metrics import summarise, without_raw
+from components.rollout.metrics import evaluated, summarise, without_raw
 from components.rollout.tally import pass_at, pass_rates
 from slime_launch.types import UNSAMPLED, Prompt, Sample, Status
 
@@ -61,6 +61,13 @@ def test_raw_rewards_are_decided_sample_by_sample(first_has_it: bool) -> None:
     assert told["rollout/source/swe/samples"] == 2 and told["rollout/zero_std/count_0.5"] == 1
     assert without_raw(batch) == {"math": 2}
     assert without_raw(without) == {}  # nobody has one, so nobody lacks it
+
+
+def test_evaluation_reports_what_is_to_be_reported() -> None:
+    """A z-score within the group says nothing about a set; a sample without the named part counts by its raw reward."""
+    shown = [sample(0, 0, -1.0, raw_reward=0.0), sample(0, 1, 1.0, raw_reward=1.0, reward_parts={"a": 0.25})]
+    assert evaluated("set", shown, None, [1]) == {"eval/set": 0.5, "eval/set/pass@1": 0.5}
+    assert evaluated("set", shown, "a", []) == {"eval/set": 0.125}
 
 
 def test_ages_are_of_sampled_tokens() -> None:
