@@ -11,6 +11,7 @@ import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.distributed import DistributedDataParallel, DistributedDataParallelConfig, finalize_model_grads
+from megatron.core.transformer.transformer_block import TransformerBlock
 from megatron.core.transformer.transformer_layer import get_transformer_layer_offset
 
 from components.megatron.config import ModelConfig
@@ -113,10 +114,20 @@ def wrap(chunks: Sequence[Any], config: ModelConfig, device: str, distributed: b
     wrapped = [DistributedDataParallel(config, settings, _placed(chunk, config, device)) for chunk in chunks]
     for chunk in wrapped:
         chunk.broadcast_params()
+        for module in chunk.modules() if config.recompute_granularity else ():
+            if isinstance(module, TransformerBlock):
+                module.register_forward_pre_hook(_let_gradients_through, with_kwargs=True)
     syncs = [chunk.no_sync for chunk in wrapped]
     config.no_sync_func = syncs if len(syncs) > 1 else syncs[0]
     config.finalize_model_grads_func = finalize_model_grads
     return wrapped
+
+
+def _let_gradients_through(block: TransformerBlock, args: tuple[Any, ...], given: dict[str, Any]) -> None:
+    """What is recomputed gets a gradient only where its input wants one; a frozen embedding's output does not."""
+    hidden_SBD = given["hidden_states"] if "hidden_states" in given else args[0]
+    if isinstance(hidden_SBD, torch.Tensor) and torch.is_grad_enabled():
+        hidden_SBD.requires_grad_()
 
 
 def _placed(chunk: torch.nn.Module, config: ModelConfig, device: str) -> torch.nn.Module:

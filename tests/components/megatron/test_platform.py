@@ -78,6 +78,18 @@ def test_recomputed_activations_give_the_same_step(family: str, tmp_path: Path) 
             assert plain["train/grad_norm"] == pytest.approx(again["train/grad_norm"], rel=1e-6)
 
 
+@pytest.mark.parametrize("trains", [{"freeze": ["embedding"]}, {"train_only": [r"layers\.0\.mlp"]}])
+def test_recomputed_layers_train_behind_a_frozen_embedding(trains: dict[str, list[str]], tmp_path: Path) -> None:
+    write_random(tmp_path, "qwen3")
+    norms = []
+    for recompute in ("none", "selective", "full"):
+        trainer = MegatronTrainer(**trainer_settings(tmp_path, "qwen3", recompute=recompute, **trains))
+        trainer.start({})
+        norms.append(trainer.train(1, random_samples("qwen3"))["train/grad_norm"])
+        trainer.stop()
+    assert norms[0] > 0 and norms[1:] == pytest.approx(norms[:1] * 2, rel=1e-6)
+
+
 def test_routing_needs_no_kernel_and_every_token_stays() -> None:
     load_platform("cpu").install()
     import torch
