@@ -156,8 +156,9 @@ class Slots:
         try:
             return await waiter
         except asyncio.CancelledError:
-            # cancelled while waiting, or after the place was granted and before this ran on
-            if not self.balance.withdraw(waiter) and not waiter.cancelled():
+            # cancelled while waiting, or after the place was granted or refused and before this ran on
+            granted = not (self.balance.withdraw(waiter) or waiter.cancelled() or waiter.exception())
+            if granted:
                 self._give_back(waiter.result())
             raise
 

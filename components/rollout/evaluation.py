@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import Any
 
-from components.rollout.generation import Generator, Sent
+from components.rollout.generation import Generator, Sent, together
 from components.rollout.groups import Group
 from components.rollout.metrics import evaluated
 from components.rollout.prompts import Rendered
@@ -56,7 +55,7 @@ def named_sets(
     """Every held-out set with its settings: the run's data source's, and those with a source of their own.
 
     Such a source's only set is called as its entry is, several are called ``<entry>_<set>``.
-    Raises ComponentError for settings of a set that does not exist, for two sets of one name, and without any set.
+    Raises ComponentError for settings of a set that does not exist, for two sets of one name, and for an empty set.
     """
     own = {name for name, node in nodes.items() if node["data"]}
     found = {name: (prompts, nodes.get(name, {})) for name, prompts in data.eval_sets().items()}
@@ -107,18 +106,8 @@ async def evaluate(sets: Sequence[HeldOut], generator: Generator, seed: int) -> 
 
     seed: the run's; a set's samples have the same seeds at each step.
     """
-    tasks = []
-    try:
-        async with asyncio.TaskGroup() as group:
-            for one in sets:
-                tasks.append(group.create_task(_ask(one, generator, seed, greedy=False)))
-                tasks.append(group.create_task(_ask(one, generator, seed, greedy=True)))
-    except ExceptionGroup as errors:
-        raise errors.exceptions[0] from None
-    metrics: Metrics = {}
-    for task in tasks:
-        metrics |= task.result()
-    return metrics
+    told = await together(_ask(one, generator, seed, greedy) for one in sets for greedy in (False, True))
+    return {name: value for metrics in told for name, value in metrics.items()}
 
 
 async def _ask(one: HeldOut, generator: Generator, seed: int, greedy: bool) -> Metrics:
@@ -128,9 +117,7 @@ async def _ask(one: HeldOut, generator: Generator, seed: int, greedy: bool) -> M
     count = 1 if greedy else one.samples
     mine = generator.over({**one.sampling, "temperature": 0.0} if greedy else one.sampling, seeds)
     groups = [Group(number, rendered) for number, rendered in enumerate(one.prompts)]
-    async with asyncio.TaskGroup() as tasks:
-        for group in groups:
-            tasks.create_task(_bring_up(mine, group, count))
+    await together(_bring_up(mine, group, count) for group in groups)
     samples = list(chain.from_iterable(group.samples for group in groups))
     await score(one.reward, samples)
     return _report(one, samples, greedy)

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Coroutine, Iterable, Mapping
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, TypeVar
 
 from components.rollout.client import Client
 from components.rollout.engine import SampleEngine, new_sample
@@ -15,6 +15,7 @@ from slime_launch.errors import ComponentError
 from slime_launch.interfaces import Generate
 from slime_launch.types import Sample, Status
 
+T = TypeVar("T")
 Seeds = Callable[[int, int], int]
 """(Group, index) -> the seed of that rollout's sampling."""
 
@@ -51,12 +52,7 @@ class Generator:
         """
         # in order of index, so that nothing depends on which ended first
         waiting = [index for index in range(size) if not _ended(group.rollouts.get(index))]
-        try:
-            async with asyncio.TaskGroup() as tasks:
-                for index in waiting:
-                    tasks.create_task(self._rollout(group, index, sent))
-        except ExceptionGroup as errors:
-            raise errors.exceptions[0] from None  # the others fail for the same cause, or by being cancelled
+        await together(self._rollout(group, index, sent) for index in waiting)
 
     async def _rollout(self, group: Group, index: int, sent: Sent) -> None:
         (sample,) = group.rollouts.setdefault(index, [new_sample(group.rendered, group.number, index)])
@@ -70,6 +66,16 @@ class Generator:
         finally:
             sent.images += engine.images_sent
         group.rollouts[index] = _numbered([made] if isinstance(made, Sample) else list(made), group.number, index)
+
+
+async def together(jobs: Iterable[Coroutine[Any, Any, T]]) -> list[T]:
+    """All at once, results in order; the first error cancels the others and is raised itself."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            tasks = [group.create_task(job) for job in jobs]
+    except ExceptionGroup as errors:
+        raise errors.exceptions[0] from None  # the others fail for the same cause, or by being cancelled
+    return [task.result() for task in tasks]
 
 
 def _ended(samples: list[Sample] | None) -> bool:

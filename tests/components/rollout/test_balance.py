@@ -100,6 +100,24 @@ def test_giving_back_what_nobody_took_is_an_error() -> None:
         Balance([1], 1, 0).give_back(Slot(0, 0))
 
 
+def test_a_waiter_that_is_turned_away_and_cancelled_at_once_is_cancelled() -> None:
+    async def one(slots: Slots) -> None:
+        async with slots.held():
+            pass
+
+    async def both() -> bool:
+        slots = Slots([1], 1, 0)
+        async with slots.held():
+            waiting = asyncio.create_task(one(slots))
+            await asyncio.sleep(0)
+            slots.turn_away(OSError())
+            waiting.cancel()
+            await asyncio.wait([waiting])
+        return waiting.cancelled()
+
+    assert asyncio.run(both())
+
+
 @given(st.integers(0, 9999))
 def test_every_way_out_gives_the_place_back(seed: int) -> None:
     """Tasks that end, fail, are cancelled while they run, wait, or have just been let in."""

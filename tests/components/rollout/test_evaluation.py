@@ -153,6 +153,14 @@ def test_a_set_without_any_reward_is_no_zero(checkpoint: Path) -> None:
         made.stop()
 
 
+def test_an_engines_refusal_comes_out_as_it_is(checkpoint: Path) -> None:
+    with serving(HttpEngine(refuses=lambda body: True)) as engine:
+        made = make_worker(checkpoint, engine.url)
+        with pytest.raises(ComponentError, match=r"refused a request: 400 .*too long"):
+            made.evaluate(1)
+        made.stop()
+
+
 @pytest.mark.parametrize(
     ("name", "value", "said"),
     [
