@@ -20,6 +20,7 @@ from urllib.parse import SplitResult, urlsplit
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
 _PORTS = {"http": 80, "https": 443}
+_UNICAST = ipaddress.IPv6Network("2000::/3")
 _NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 _CHUNK = 2**16
 
@@ -91,7 +92,7 @@ class Fetcher:
         allowed = list(map(ipaddress.ip_network, self.networks))
         for address in addresses:
             inner = _embedded(address)
-            if not any(inner in network for network in allowed) and (not inner.is_global or inner.is_multicast):
+            if not any(inner in network for network in allowed) and not _public(inner):
                 raise FetchError(f"host {host} is at {address}, which is not public; allow it in media.networks")
         return addresses[0]
 
@@ -157,6 +158,13 @@ class _Pinned(http.client.HTTPConnection):
         if self._held is not None:  # the base class forgets its socket once the answer has begun
             with contextlib.suppress(OSError):  # it may have ended by itself
                 self._held.shutdown(socket.SHUT_RDWR)
+
+
+def _public(address: Address) -> bool:
+    """Whether it is one of the internet; of IPv6 only unicast ones, e.g. no site-local and no IPv4-compatible one."""
+    if address.version == 6 and address not in _UNICAST:
+        return False
+    return address.is_global and not address.is_multicast
 
 
 def _embedded(address: Address) -> Address:

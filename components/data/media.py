@@ -10,8 +10,8 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from components.data.decoder import DecodeError, Decoder
-from components.data.fetch import Fetcher, FetchError
+from components.data.decoder import Decoder
+from components.data.fetch import Fetcher
 
 _LONGEST_SHOWN = 120
 
@@ -48,7 +48,7 @@ class Media:
         """
         try:
             return self._decoder.png(self._bytes(ref, folder))
-        except (MediaError, FetchError, DecodeError, OSError) as error:
+        except (ValueError, OSError) as error:  # MediaError, FetchError, DecodeError, and names that can be none
             raise MediaError(f"image {_shown(ref)}: {error}") from error
 
     def _bytes(self, ref: Any, folder: Path) -> bytes:
@@ -69,7 +69,7 @@ class Media:
 
     def _file(self, path: Path, folder: Path) -> bytes:
         """A regular file below the roots, links followed first."""
-        real = path.resolve(strict=True)
+        real = Path(os.path.realpath(path, strict=True))  # Path.resolve raises RuntimeError for a loop
         roots = self._roots or [folder.resolve()]
         if not any(real.is_relative_to(root) for root in roots):
             raise MediaError(f"lies outside of {', '.join(map(str, roots))}; name its folder in media.roots")

@@ -61,12 +61,14 @@ def test_files_stay_inside_their_roots(tmp_path):
         folder.mkdir()
         (folder / "x.png").write_bytes(encoded())
     (inside / "link.png").symlink_to(outside / "x.png")
+    (inside / "loop.png").symlink_to(inside / "loop.png")
     os.mkfifo(inside / "pipe.png")
     media = Media()
     assert media.load("x.png", inside)
     for ref, says in {"../out/x.png": "lies outside", "link.png": "lies outside", str(outside / "x.png"): "outside",
                       "pipe.png": "not a regular file", "none.png": "No such file", "file:///etc/passwd": "only http",
-                      ".": "directory|not a regular"}.items():  # fmt: skip
+                      ".": "directory|not a regular", "loop.png": "symbolic links", "\0": "null byte",
+                      "data:x;base64,é": "ASCII"}.items():  # fmt: skip
         with pytest.raises(MediaError, match=f"image {ref}: .*({says})"):
             media.load(ref, inside)
     assert Media(roots=[str(inside), str(outside)]).load("link.png", inside)
@@ -180,6 +182,10 @@ def test_answers_are_bounded(server, path, says):
         ("http://[::ffff:127.0.0.1]/", "not public"),
         ("http://[64:ff9b::7f00:1]/", "not public"),
         ("http://[fe80::1]/", "not public"),
+        ("http://[fec0::1]/", "not public"),
+        ("http://[::127.0.0.1]/", "not public"),
+        ("http://[64:ff9b:1::7f00:1]/", "not public"),
+        ("http://[2002:7f00:1::]/", "not public"),
         ("http://2130706433/", "not public|cannot be resolved"),
         ("http://0/", "not public|cannot be resolved"),
         ("ftp://example.org/", "not an http"),
