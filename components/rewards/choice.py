@@ -52,9 +52,10 @@ class Choice:
 
 
 def _ways(letters: str) -> tuple[re.Pattern[str], ...]:
-    around, letter = r"[\s(\[{*\"'`$]*", rf"([{letters}])"
+    # possessive (*+): a long run of spaces or stars must not be split in every way between two places of it
+    around, letter = r"[\s(\[{*\"'`$]*+", rf"([{letters}])"
     return (
-        re.compile(rf"\\boxed\{{\s*(?:\\text\{{)?{around}{letter}\b", re.IGNORECASE),
+        re.compile(rf"\\boxed\{{\s*+(?:\\text\{{)?{around}{letter}\b", re.IGNORECASE),
         re.compile(rf"\banswer\b{around}(?:is\b|:){around}:?{around}{letter}\b(?!')", re.IGNORECASE),
         re.compile(rf"\A{around}{letter}[\s)\]}}*\"'`$.]*\Z", re.IGNORECASE),
     )

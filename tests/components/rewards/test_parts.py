@@ -119,6 +119,11 @@ def test_choice_takes_the_letter_that_is_settled_on(response, letter):
     assert score(Choice(), *(sample(response, each) for each in "ABCD")) == [float(each == letter) for each in "ABCD"]
 
 
+@pytest.mark.parametrize("start", ["answer: ", r"\boxed{"])
+def test_choice_reads_a_run_of_spaces_once(start):
+    assert score(Choice(), sample(start + " " * 200_000, "A")) == [0.0]  # hours, if each split of it were tried
+
+
 def test_choice_by_pattern_and_its_refusals():
     assert score(Choice("XY", r"<(.)>"), sample("<x>", "X"), sample("x", "X"), sample("<y>", "x")) == [1.0, 0.0, 0.0]
     with pytest.raises(ComponentError, match=r"source digits: label '7' is none of letters=ABCD"):
