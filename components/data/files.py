@@ -6,6 +6,7 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal
 
@@ -41,7 +42,8 @@ class _Reading:
 class Files:
     """Prompts of one file, or of several one after the other; each ``FILE`` or ``FILE[start:stop]``.
 
-    path: the file or files: .jsonl, .parquet, or a folder that ``datasets.save_to_disk`` wrote.
+    path: the file or files: .jsonl, .parquet, or a folder that ``datasets.save_to_disk`` wrote. Null: nothing to train
+        on, for a source that held-out sets alone come from.
     columns: which column is what, see ``components.data.columns.Columns``.
     eval_paths: held-out sets by name; a file's rows may not be in both.
     name: the prompts' source, unless a column names it; null takes the first file's.
@@ -56,7 +58,7 @@ class Files:
 
     def __init__(
         self,
-        path: str | Sequence[str],
+        path: str | Sequence[str] | None,
         seed: int,
         columns: Mapping[str, Any] | None = None,
         eval_paths: Mapping[str, str] | None = None,
@@ -69,10 +71,11 @@ class Files:
         on_bad_image: Literal["stop", "skip"] = "stop",
         check_rows: bool = True,
     ) -> None:
-        paths = [path] if isinstance(path, str) else list(path)
-        if not paths:
-            raise ComponentError("data.path=[]: no file")
-        self.name = name or Path(paths[0].partition("[")[0]).stem
+        paths = [path] if isinstance(path, str) else list(path or ())
+        named = [*paths, *(eval_paths or {}).values()]
+        if not named:
+            raise ComponentError(f"data.path={path}: no file")
+        self.name = name or Path(named[0].partition("[")[0]).stem
         self._reading = _Reading(_build(Columns, "columns", columns), self.name, template, system)
         self._media: Media = _build(Media, "media", media)
         self._max_tokens, self._skips = max_prompt_tokens, on_bad_image == "skip"
@@ -84,10 +87,14 @@ class Files:
         if check_rows:
             for rows in (self._rows, *self._eval.values()):
                 self._check(rows)
-        numbers = range(len(self._rows))
-        self._walk = (Shuffled if shuffle else InOrder)(numbers, seed)
+        self._shuffle, self._seed = shuffle, seed
         self._fingerprint: list[dict[str, Any]] | None = None
         self._dropped: Counter[str] = Counter()
+
+    @cached_property
+    def _walk(self) -> Shuffled[int]:
+        """Over the rows to train on. Raises ComponentError when there are none."""
+        return (Shuffled if self._shuffle else InOrder)(range(len(self._rows)), self._seed)
 
     def fit(self, length_of: Callable[[Prompt], int]) -> None:
         """See slime_launch.interfaces.Fits."""

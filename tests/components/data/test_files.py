@@ -78,6 +78,15 @@ def test_is_a_source_with_held_out_rows(tmp_path):
         Files(f"{path}[:7]", 1, eval_paths={"late": f"{path}[6:]"})
 
 
+def test_a_source_of_held_out_rows_alone(tmp_path):
+    source = Files(None, 0, eval_paths={"late": write(tmp_path, 3, "late.jsonl")})
+    assert texts(source.eval_sets()["late"]) == [f"late.jsonl{n}" for n in range(3)] and source.name == "late"
+    with pytest.raises(ComponentError, match="not one training prompt"):
+        source.take(1)
+    with pytest.raises(ComponentError, match="no file"):
+        Files(None, 0)
+
+
 def test_long_prompts_are_left_out_and_counted(tmp_path):
     path = write(tmp_path)
     source = Files(f"{path}[2:]", 1, eval_paths={"e": f"{path}[:2]"}, max_prompt_tokens=5, shuffle=False)
