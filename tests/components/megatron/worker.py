@@ -45,7 +45,7 @@ def save_gradients(trainer: Any, file: str) -> None:
 
     parts, samples = trainer._ready(), random_samples(trainer.family)
     parts.optimizer.zero_grad()
-    parts.stepper.gradients(_cut(parts, samples, 1)[0])
+    parts.stepper.gradients(_cut(parts, 0, samples, 1)[0])
     weights = dict(parts.weights.tensors)
     parts.weights.tensors = {
         name: getattr(weight, "main_grad", torch.zeros(weight.shape)) for name, weight in weights.items()
