@@ -35,6 +35,7 @@ HOOKS = (
     Hook(epd.TOWER_TARGET, epd.disable_local_tower, "AFTER", (SCHEDULER,)),
     Hook(sockets.STORE_TARGET, sockets.create_bound_store, "AROUND", (SCHEDULER, ENCODER)),
     Hook(tokens.LOAD_TARGET, tokens.keep_ids, "AROUND", (TOKENIZER,)),
+    Hook(tokens.COMBINE_TARGET, tokens.fit_mask, "AFTER", (TOKENIZER,)),
     Hook(private.INFO_TARGET, private.redact_tokens, "AFTER", (TOKENIZER,)),
     Hook(caches.FLUSH_TARGET, caches.forget_images, "AFTER", (SCHEDULER,)),
     Hook(banned.SAMPLER_TARGET, banned.ban_tokens, "AFTER", (SCHEDULER,)),

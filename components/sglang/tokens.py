@@ -5,7 +5,9 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
 
-LOAD_TARGET = "sglang.srt.multimodal.processors.base_processor.BaseMultimodalProcessor.load_mm_data"
+_PROCESSOR = "sglang.srt.multimodal.processors.base_processor.BaseMultimodalProcessor"
+LOAD_TARGET = f"{_PROCESSOR}.load_mm_data"
+COMBINE_TARGET = f"{_PROCESSOR}.process_and_combine_mm_data"
 
 
 async def keep_ids(original: Callable[..., Awaitable[Any]], processor: Any, *args: Any, **kwargs: Any) -> Any:
@@ -22,6 +24,18 @@ async def keep_ids(original: Callable[..., Awaitable[Any]], processor: Any, *arg
     output = await original(processor, *args, **kwargs | {"prompt": _head(ids, image)})
     output.input_ids = ids
     return output
+
+
+def fit_mask(result: Any, *_: Any, **__: Any) -> Any:
+    """Let the mask that comes with an image request's ids cover them all, where it is that of the text up to the image.
+
+    GLM-4V's multimodal positions are made with it; nothing in a request is padded.
+    """
+    _, ids, processed = result
+    mask = getattr(processed, "attention_mask", None)
+    if mask is not None and mask.shape[-1] != ids.numel():
+        processed["attention_mask"] = ids.new_ones((1, ids.numel()))
+    return result
 
 
 def _head(ids: Sequence[int], image: Any) -> list[int]:
