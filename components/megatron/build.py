@@ -85,12 +85,14 @@ def shifted(name: str, layer: int, expert: int) -> str:
 def freeze(names: Mapping[str, Any], frozen: Sequence[str], train_only: Sequence[str] = ()) -> None:
     """Turn gradients off for each parameter that a pattern of ``frozen`` finds, or that none of ``train_only`` does.
 
-    Patterns are searched for (``re.search``) in names with global layer numbers.
+    Patterns are searched for (``re.search``) in names with global layer numbers. A last stage's copy of a tied
+    embedding goes by the embedding's name: else one copy would train without the other.
     Raises ComponentError when both are given, for a pattern that finds nothing on any rank, and when nothing is left to
     train.
     """
     if frozen and train_only:
         raise ComponentError(f"{FREEZE} and {TRAIN_ONLY} exclude each other; keep one of them")
+    names = {_owner(name, parameter): parameter for name, parameter in names.items()}
     key, patterns = (TRAIN_ONLY, train_only) if train_only else (FREEZE, frozen)
     for name, parameter in names.items():
         found = any(re.search(pattern, name) for pattern in patterns)
@@ -103,6 +105,11 @@ def freeze(names: Mapping[str, Any], frozen: Sequence[str], train_only: Sequence
         raise ComponentError(f"{key}: {lost} match no parameter; names look like {sorted(merged)[:3]}")
     if not any(merged.values()):
         raise ComponentError(f"{key}: every parameter is frozen, nothing is left to train")
+
+
+def _owner(name: str, parameter: Any) -> str:
+    """The name of what a parameter is a copy of, or its own. Megatron marks the last stage's copy of an embedding."""
+    return name.replace("output_layer", "embedding.word_embeddings") if getattr(parameter, "shared", False) else name
 
 
 def wrap(chunks: Sequence[Any], config: ModelConfig, device: str, distributed: bool = False) -> list[Any]:

@@ -133,6 +133,19 @@ def test_train_only_is_the_complement_of_freeze(folders: dict[str, Path], start:
     assert moved == {name for name in before if ".layers.1.mlp." in name or name == "model.norm.weight"}
 
 
+def test_the_last_stages_copy_of_an_embedding_is_frozen_with_it(start: Start) -> None:
+    start()  # patterns are matched over all ranks of a world
+    from components.megatron.build import freeze
+
+    copy, norm = torch.nn.Parameter(torch.ones(1)), torch.nn.Parameter(torch.ones(1))
+    copy.shared = True  # Megatron's mark
+    last_stage = {"output_layer.weight": copy, "decoder.final_layernorm.weight": norm}
+    with pytest.raises(ComponentError, match="match no parameter"):  # as on one rank, which has no copy
+        freeze(last_stage, ["output_layer"])
+    freeze(last_stage, ["embedding"])
+    assert not copy.requires_grad and norm.requires_grad
+
+
 @pytest.mark.parametrize(
     ("patterns", "message"),
     [
