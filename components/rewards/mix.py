@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from contextlib import AsyncExitStack
 from typing import Any
 
 from components.rewards.combine import combine, in_range, z_scores
@@ -53,7 +54,10 @@ class Mix:
 
     async def close(self) -> None:
         """Let the parts give back what they hold."""
-        await together([part.reward.close() for part in self._parts.values() if isinstance(part.reward, Closes)])
+        async with AsyncExitStack() as stack:  # whatever fails, all of them are closed
+            for part in self._parts.values():
+                if isinstance(part.reward, Closes):
+                    stack.push_async_callback(part.reward.close)
 
     def unserved(self, sources: Sequence[str]) -> list[str]:
         """The data sources among these whose samples no part scores, sorted."""

@@ -55,7 +55,7 @@ def named_sets(
     """Every held-out set with its settings: the run's data source's, and those with a source of their own.
 
     Such a source's only set is called as its entry is, several are called ``<entry>_<set>``.
-    Raises ComponentError for settings of a set that does not exist, for two sets of one name, and for an empty set.
+    Raises ComponentError for settings of a set that does not exist, two sets of one name, an empty set, and no set.
     """
     own = {name for name, node in nodes.items() if node["data"]}
     found = {name: (prompts, nodes.get(name, {})) for name, prompts in data.eval_sets().items()}
@@ -71,6 +71,11 @@ def named_sets(
             if full in found:
                 raise ComponentError(f"rollout.eval_sets.{entry}: there are two held-out sets called {full}; rename it")
             found[full] = (prompts, nodes[entry])
+    if not found:
+        raise ComponentError(
+            "data: there is no held-out set, and a run reports scores on one; name rows that are not trained on, e.g. "
+            """'data.eval_paths={late: "train.jsonl[-100:]"}'"""
+        )
     if empty := sorted(name for name, (prompts, _) in found.items() if not prompts):
         raise ComponentError(f"data: the held-out set {empty[0]} is empty")
     if strange := sorted(name for name in found if "/" in name):
@@ -115,7 +120,7 @@ async def _ask(one: HeldOut, generator: Generator, seed: int, greedy: bool) -> M
         return sampling_seed(seed, "eval", one.name, group, index)
 
     count = 1 if greedy else one.samples
-    mine = generator.over({**one.sampling, "temperature": 0.0} if greedy else one.sampling, seeds)
+    mine = generator.over(one.sampling, seeds, {"temperature": 0.0} if greedy else {})
     groups = [Group(number, rendered) for number, rendered in enumerate(one.prompts)]
     await together(_bring_up(mine, group, count) for group in groups)
     samples = list(chain.from_iterable(group.samples for group in groups))

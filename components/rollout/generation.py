@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine, Iterable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, TypeVar
 
 from components.rollout.client import Client
@@ -31,7 +31,8 @@ class Sent:
 class Generator:
     """Generates the rollouts of groups.
 
-    sampling: SGLang's sampling parameters, over which each prompt has its own. seeds: one a rollout.
+    sampling: SGLang's sampling parameters, over which each prompt has its own, and over these ``forced``. seeds: one a
+    rollout.
     """
 
     client: Client
@@ -39,10 +40,11 @@ class Generator:
     generate: Generate
     sampling: Mapping[str, Any]
     seeds: Seeds
+    forced: Mapping[str, Any] = field(default_factory=dict)
 
-    def over(self, sampling: Mapping[str, Any], seeds: Seeds) -> Generator:
+    def over(self, sampling: Mapping[str, Any], seeds: Seeds, forced: Mapping[str, Any]) -> Generator:
         """The same with other sampling parameters and seeds."""
-        return replace(self, sampling={**self.sampling, **sampling}, seeds=seeds)
+        return replace(self, sampling={**self.sampling, **sampling}, seeds=seeds, forced=forced)
 
     async def run(self, group: Group, size: int, sent: Sent) -> None:
         """Bring ``size`` rollouts of a group to an end, each from where it stands.
@@ -56,7 +58,8 @@ class Generator:
 
     async def _rollout(self, group: Group, index: int, sent: Sent) -> None:
         (sample,) = group.rollouts.setdefault(index, [new_sample(group.rendered, group.number, index)])
-        sampling = {**self.sampling, **sample.prompt.sampling, "sampling_seed": self.seeds(group.number, index)}
+        seed = {"sampling_seed": self.seeds(group.number, index)}
+        sampling = {**self.sampling, **sample.prompt.sampling, **self.forced, **seed}
         engine = SampleEngine(self.client.session(), self.renderer, group.rendered, sampling)
         try:
             made = await self.generate(sample, engine)

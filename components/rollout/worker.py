@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Mapping
+from contextlib import AsyncExitStack
 from functools import partial
 from itertools import chain
 from typing import Any
@@ -172,8 +173,8 @@ class RolloutWorker:
         """Give back what rewards and generate function hold, and close the connections."""
         if not self._stopped:
             self._stopped = True
-            self._runner.run(self._close())
-            self._runner.close()
+            with self._runner:
+                self._runner.run(self._close())
 
     def _render(self, prompt: Prompt) -> Rendered:
         """One prompt of training."""
@@ -218,13 +219,10 @@ class RolloutWorker:
         )  # fmt: skip
 
     async def _close(self) -> None:
-        try:
-            for made in self._closing:
+        async with AsyncExitStack() as stack:  # whatever fails, all of them are closed
+            for made in (self._client, *self._closing):
                 if isinstance(made, Closes):
-                    await made.close()
-        finally:
-            if self._client is not None:
-                await self._client.close()
+                    stack.push_async_callback(made.close)
 
 
 def _mask_old(samples: list[Sample], version: int) -> None:

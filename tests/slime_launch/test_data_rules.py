@@ -57,6 +57,7 @@ def test_a_plan_refuses_what_needs_no_reading(args, says):
         (["data.path=a.jsonl", "data.columns.prompt=question"], "a.jsonl, line 1: no column question; it has prompt"),
         (["data.path=a.jsonl", "data.eval_paths={x: a.jsonl}"], "eval_paths.x: rows 0 to 8 of"),
         (["data.path=bad.jsonl"], "bad.jsonl, line 2: not JSON"),
+        (["data.path=a.jsonl"], "there is no held-out set"),
     ],
 )
 def test_a_check_refuses_what_it_reads(here, args, says):

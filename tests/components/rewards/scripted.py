@@ -96,5 +96,12 @@ class Lifelong:
         self.said.append("closed")
 
 
+class Stuck(Lifelong):
+    """Cannot be closed."""
+
+    async def close(self):
+        raise OSError("stuck")
+
+
 def node(kind, key="a", weight=1.0, **more):
     return {"_target_": f"{__name__}.{kind.__name__}", "key": key, "weight": weight, **more}

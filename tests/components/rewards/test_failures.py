@@ -111,6 +111,15 @@ def test_parts_are_told_of_steps_models_and_the_end():
     assert Lifelong.said == [7, {}, "closed"]
 
 
+def test_a_part_that_cannot_be_closed_keeps_none_open():
+    kinds = {"a": "Lifelong", "stuck": "Stuck"}
+    mix = Mix({name: {"_target_": f"{Lifelong.__module__}.{kind}", "weight": 1.0} for name, kind in kinds.items()})
+    Lifelong.said.clear()
+    with pytest.raises(OSError, match="stuck"):
+        asyncio.run(mix.close())
+    assert Lifelong.said == ["closed"]
+
+
 POLICIES = st.sampled_from([{"fallback": -7.0}, {"then": "drop"}])
 VALUES = st.one_of(st.floats(1, 2), st.sampled_from(["raise", "nan"]))
 

@@ -29,6 +29,13 @@ class Sets(Endless):
         }
 
 
+class None_(Endless):
+    """No held-out set."""
+
+    def eval_sets(self) -> dict[str, Any]:
+        return {}
+
+
 class Own(Endless):
     """One held-out set of one prompt, which asks for short answers."""
 
@@ -132,6 +139,20 @@ def test_every_set_is_asked_in_its_own_way(checkpoint: Path) -> None:
 def test_sets_that_do_not_fit(checkpoint: Path, sets: Mapping[str, Any], said: str) -> None:
     with pytest.raises(ComponentError, match=said):
         make_worker(checkpoint, "http://127.0.0.1:1", data=node("Sets"), eval_sets=sets)
+
+
+def test_a_run_has_a_held_out_set(checkpoint: Path) -> None:
+    with pytest.raises(ComponentError, match="data: there is no held-out set"):
+        make_worker(checkpoint, "http://127.0.0.1:1", data=node("None_"))
+
+
+def test_greedy_is_greedy_whatever_a_prompt_asks_for(checkpoint: Path) -> None:
+    with serving(HttpEngine()) as engine:
+        made = make_worker(checkpoint, engine.url, data=node("Hot", value=0.5), eval_samples=1)
+        made.evaluate(1)
+        made.stop()
+    asked = sorted(body["sampling_params"]["temperature"] for body, _ in engine.exchanges)
+    assert asked == [0.0, 0.0, 0.5, 0.5]
 
 
 def test_a_start_that_fails_gives_everything_back(checkpoint: Path) -> None:
