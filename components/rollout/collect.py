@@ -55,7 +55,7 @@ class Collected:
     groups: those to train on, by number. scored: these and those that were dropped. drops: groups dropped, by reason.
     drawn: groups begun. surplus: whole groups that were not needed. cut: rollouts cut short. kept: samples that go on
     later, or wait. kept_tokens, lost_tokens: sampled ones of unused groups, kept or not. anew: samples kept before that
-    were too old. tokens: sampled in this step. images_sent: in requests that were answered.
+    were too old, or are none of this run's. tokens: sampled in this step. images_sent: in requests that were answered.
     refusal: what an engine said of the last prompt that it did not take.
     generate_s: until the last generation ended, and what aborting took. score_s: how much longer scoring took.
     """
@@ -119,8 +119,9 @@ class _Step:
         return self._done
 
     def _begin(self, count: int) -> None:
+        oldest = self._version - (self._rules.max_lag if self._rules.keep else 0)
         for group in self._buffer.take(count):
-            self._done.anew += group.forget(self._version - self._rules.max_lag)
+            self._done.anew += group.forget(oldest, self._rules.group_size)
             self._running[asyncio.create_task(self._bring_up(group))] = group
         self._done.drawn += count
 

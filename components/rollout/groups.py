@@ -47,13 +47,15 @@ class Group:
         """
         self.rollouts = {index: samples for index, samples in self.rollouts.items() if keep and _can_go_on(samples)}
 
-    def forget(self, oldest: int) -> int:
-        """Drop rollouts with tokens of weights before version ``oldest``; returns how many samples that were."""
+    def forget(self, oldest: int, size: int) -> int:
+        """Drop rollouts with tokens of weights before version ``oldest`` and those beyond the ``size``-th, which a run
+        of larger groups left; returns how many samples that were.
+        """
         before = len(self.samples)
         self.rollouts = {
             index: samples
             for index, samples in self.rollouts.items()
-            if not any(UNSAMPLED < sample.weight_version < oldest for sample in samples)
+            if index < size and not any(UNSAMPLED < sample.weight_version < oldest for sample in samples)
         }
         return before - len(self.samples)
 

@@ -221,6 +221,21 @@ def test_a_saved_run_goes_on_with_what_was_kept(checkpoint: Path) -> None:
         assert sample.response_ids[len(before) :] == [token for _, token, _ in mine]
 
 
+@pytest.mark.parametrize("changes", [{"partial": {"keep": True}, "group_size": 2}, {"partial": {"keep": False}}])
+def test_a_run_goes_on_with_smaller_groups_or_without_keeping(checkpoint: Path, changes: dict[str, Any]) -> None:
+    with serving(HttpEngine(length=lambda body: 12, tick_s=every_third_is_slow)) as engine:
+        old = make_worker(checkpoint, engine.url, **over(group_size=3, partial={"keep": True}))
+        train(old, engine, (1,))
+        new = make_worker(checkpoint, engine.url, **over(group_size=3) | changes)
+        new.load_state_dict(json.loads(json.dumps(old.state_dict())))
+        (batch,), (metrics,) = train(new, engine, (2,))
+        old.stop(), new.stop()
+    assert metrics["rollout/partial/anew"] > 0
+    assert all(one.index < new._rules.group_size and len(one.response_ids) == 12 for one in batch)
+    if not new._rules.keep:
+        assert {version for one in batch for version in one.weight_versions} == {1}
+
+
 def test_parts_that_were_cut_short_begin_anew(checkpoint: Path) -> None:
     """A rollout of several samples cannot go on in the middle, and those that ended are kept whole."""
     with serving(HttpEngine(tick_s=every_third_is_slow)) as engine:
