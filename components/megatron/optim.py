@@ -81,9 +81,13 @@ class Optimizer:
         """
         if tree is not None:
             mine = [{key: group[key] for key in group if key != "params"} for group in self._megatron.param_groups]
+            if optimizer.USING_PYTORCH_OPTIMIZER:
+                _fill_in_step(tree, updates)
             self._megatron.load_state_dict(tree)
             for group, settings in zip(self._megatron.param_groups, mine, strict=True):
                 group.update(settings)
+        else:
+            self.reload()
         self._schedule.num_steps = 0
         self._schedule.step(updates)
 
@@ -109,6 +113,16 @@ class Optimizer:
             raise ComponentError(f"trainer: the gradient norm is {norm}; lower trainer.optim.lr or look at the samples")
         self._megatron.step()
         return norm, float(get_canonical_lr_for_logging(self._megatron.param_groups) or 0.0)
+
+
+def _fill_in_step(tree: dict[str, Any], updates: int) -> None:
+    """Megatron keeps torch's step with the values of rank 0, which has none where its stage is frozen."""
+    if "state" in tree and "param_groups" in tree:
+        tree["state"].setdefault("common_step", torch.tensor(float(updates)))
+        return
+    for part in tree.values():
+        if isinstance(part, dict):
+            _fill_in_step(part, updates)
 
 
 def _fuse(megatron: Any) -> None:

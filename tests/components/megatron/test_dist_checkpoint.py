@@ -125,6 +125,16 @@ def test_two_ranks_go_on_where_one_was(root: Path, tmp_path: Path) -> None:
     assert same(tmp_path / "one", tmp_path / "two")
 
 
+def test_a_checkpoint_whose_first_rank_trained_nothing_is_gone_on_from(root: Path, tmp_path: Path) -> None:
+    last = {"freeze": [], "train_only": [r"layers\.3\."]}
+    script = [["train", 1], ["save", str(tmp_path), 1], ["finish", str(tmp_path), 1], ["train", 2]]
+    job = {"settings": settings(root, "qwen3", world_size=2, pp=2, **last), "script": script}
+    straight = finished(tmp_path / "job.json", job)
+    script = [["load", str(tmp_path / "checkpoints" / "step_1")], ["train", 2]]
+    resumed = run({"settings": settings(root, "qwen3", **last), "script": script}, 0)
+    assert resumed[1]["train/loss"] == pytest.approx(straight[3]["train/loss"], abs=1e-5)
+
+
 def test_weights_alone_start_a_new_run(root: Path, tmp_path: Path) -> None:
     step_2 = saved(root, tmp_path)
     job = {"settings": settings(root, "qwen3", freeze=[])}
