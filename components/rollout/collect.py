@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from contextlib import suppress
 from dataclasses import dataclass, field
 from math import ceil
@@ -31,7 +31,7 @@ class Rules:
     num_prompts: groups wanted. group_size: rollouts of each. oversample: groups begun for each one wanted.
     draw_limit: groups drawn for each one wanted before the step gives up. keep_when_insufficient: then take groups that
     a filter dropped, instead of ending the run. keep: keep what was cut short; max_lag: unless its weights are older.
-    patience_s: how long a generate function may take to end once its requests are aborted.
+    patience_s: how long a generate function may take to end once its requests are aborted, or it is cancelled.
     """
 
     num_prompts: int
@@ -196,8 +196,8 @@ class _Step:
         await self._generator.client.abort_all()
         if self._running:
             _, late = await asyncio.wait(self._running, timeout=self._rules.patience_s)
-            for task in late:
-                task.cancel()
+            if await self._cancel(late):
+                raise ComponentError("rollout.generate: takes no notice of being cancelled; let CancelledError pass")
         results = await asyncio.gather(*self._running, return_exceptions=True)
         return [group for group, end in zip(self._running.values(), results, strict=True) if self._is_unused(end)]
 
@@ -214,11 +214,19 @@ class _Step:
 
     async def _break_off(self) -> None:
         """After an error: end every task and every request, whatever else fails."""
-        for task in self._running:
-            task.cancel()
-        await asyncio.gather(*self._running, return_exceptions=True)
+        await self._cancel(self._running)
         with suppress(LaunchError):
             await self._generator.client.abort_all()
+
+    async def _cancel(self, tasks: Collection[asyncio.Task[Scored | None]]) -> int:
+        """Cancel them and wait until they end, but not for ever; how many did not."""
+        for task in tasks:
+            task.cancel()
+        if not tasks:
+            return 0
+        ended, deaf = await asyncio.wait(tasks, timeout=self._rules.patience_s)
+        await asyncio.gather(*ended, return_exceptions=True)
+        return len(deaf)
 
     def _settle(self, unused: list[Group]) -> None:
         done = self._done

@@ -6,6 +6,8 @@ import asyncio
 import json
 from collections import Counter
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -83,6 +85,17 @@ async def two_parts(sample: Sample, engine: Engine) -> list[Sample]:
     first = await engine.generate(sample)
     second = await engine.generate(engine.part(sample, [{"role": "user", "content": "again"}]))
     return [first, second]
+
+
+RELEASED: list[bool] = []
+
+
+async def deaf(sample: Sample, engine: Engine) -> Sample:
+    """Takes no notice of being cancelled at prompt 1, until it is released."""
+    while sample.prompt.label == "1" and not RELEASED:
+        with suppress(asyncio.CancelledError):
+            await asyncio.sleep(60)
+    return await engine.generate(sample)
 
 
 def node(name: str, **args: Any) -> dict[str, Any]:
@@ -312,6 +325,25 @@ def test_an_error_leaves_nothing_running(checkpoint: Path) -> None:
         with pytest.raises(ComponentError, match="the judge is gone"):
             made.generate(1)
         assert engine.running == 0
+        made.stop()
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [({"reward": node("Failing", label="0")}, "the judge is gone"), ({"oversample": 1.5}, "no notice of being canc")],
+)
+def test_a_generate_function_that_cannot_be_cancelled_holds_up_nobody(
+    checkpoint: Path, changes: dict[str, Any], said: str
+) -> None:
+    RELEASED.clear()
+    with serving(HttpEngine()) as engine:
+        made = make_worker(
+            checkpoint, engine.url, generate=node("deaf", _partial_=True), **{"num_prompts": 2} | changes
+        )
+        made._rules = replace(made._rules, patience_s=0.2)
+        with pytest.raises(ComponentError, match=said):
+            made.generate(1)
+        RELEASED.append(True)
         made.stop()
 
 
