@@ -17,6 +17,7 @@ from slime_launch.errors import ComponentError
 from slime_launch.types import Sample
 
 _FENCED = re.compile(r"^```(?:python3?|py)?[ \t]*\n(.*?)^```[ \t]*$", re.DOTALL | re.MULTILINE)
+_CLOSING = re.compile(r"^```[ \t]*$", re.MULTILINE)
 _TOLERANCE = 1e-6
 _CALLER = Path(caller.__file__).read_text()
 
@@ -62,7 +63,7 @@ class Code:
         Raises ComponentError for a prompt without tests and when the sandbox itself fails.
         """
         tests = _tests(sample)
-        blocks = _FENCED.findall(sample.response)
+        blocks = _blocks(sample.response)
         if not blocks:
             return 0.0
         passed = 0
@@ -82,6 +83,12 @@ class _Test:
     script: str
     given: str
     expected: Any
+
+
+def _blocks(response: str) -> list[str]:
+    """The code in fences, in time linear in the response's length: behind the last closing fence no block ends."""
+    ends = [fence.end() for fence in _CLOSING.finditer(response)]
+    return _FENCED.findall(response[: ends[-1]]) if ends else []
 
 
 def _refuse_nonsense(limits: Limits, concurrency: int | None) -> None:

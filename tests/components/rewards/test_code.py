@@ -48,8 +48,9 @@ def test_shares_of_tests():
         written("raise SystemExit", ADD, before="```python\nprint('an earlier try')\n```\n"),
         sample("print(3)", metadata={"tests": ADD}),
         sample("```python\nprint(3)", metadata={"tests": ADD}),
+        sample("```python\nx\n" * 200_000, metadata={"tests": ADD}),  # for hours, if read to the end from each fence
     ]
-    wanted = [1.0, 0.5, 0.0, 1.0, 0.5, 1.0, 1.0, 0.0, 0.0, 0.0]
+    wanted = [1.0, 0.5, 0.0, 1.0, 0.5, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
     assert scores(answers, time_s=2.0) == wanted
     assert scores([answers[0], answers[1], answers[4]], credit="all") == [1.0, 0.0, 0.0]
 
