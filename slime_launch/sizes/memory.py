@@ -94,8 +94,8 @@ def stage_tensors(parameters: Parameters, stage: int, layout: Layout) -> Iterato
     for layer in stage_layers(len(sparse), layout)[stage]:
         yield f"decoder.layers.{layer}.", parameters.moe_layer if sparse[layer] else parameters.dense_layer
     if stage == layout.pp - 1:
-        tied = (Tensor("output_layer.weight", parameters.embedding[0].size),) if parameters.shape.tied else ()
-        yield "", parameters.final_norm + (parameters.lm_head or (tied if layout.pp > 1 else ()))
+        tied = parameters.embedding if parameters.shape.tied and layout.pp > 1 else ()
+        yield "", parameters.final_norm + (parameters.lm_head or tied)
 
 
 def is_frozen(name: str, patterns: Sequence[str], train_only: Sequence[str] = ()) -> bool:

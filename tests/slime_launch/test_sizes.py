@@ -29,6 +29,7 @@ from slime_launch.sizes import (
     pool_tokens,
     trainer_bytes,
 )
+from slime_launch.sizes.memory import stage_tensors
 from tests.components.megatron.helpers import ROOT, trainer_settings, write_random
 
 FILES = sorted((COMPONENTS / "models").glob("*/configs/*.json"))
@@ -176,6 +177,12 @@ def test_a_tied_embedding_counts_once() -> None:
     tied, apart = sized(hf), sized(hf | {"tie_word_embeddings": False})
     assert tied.counts.lm_head == 0
     assert apart.total - tied.total == 151936 * 1024
+
+
+def test_a_tied_embeddings_copy_goes_by_its_name() -> None:
+    last = stage_tensors(sized(read(REAL["qwen3-0.6b"])), 1, Layout(pp=2))
+    sizes = {tensor.name: tensor.size for _, tensors in last for tensor in tensors}
+    assert sizes["embedding.word_embeddings.weight"] == 151936 * 1024 and "output_layer.weight" not in sizes
 
 
 def test_flat_and_nested_multimodal_configs_count_alike() -> None:
