@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from megatron.core import parallel_state
 from megatron.core.pipeline_parallel import get_forward_backward_func
@@ -135,7 +136,9 @@ class Stepper:
 
     def _loss(self, batch: MicroBatch, scores: Scores) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         logprobs_NR, sums = scores[0], self._measure(batch, scores)
-        old_NR = logprobs_NR.detach() if batch.old_NR is None else batch.old_NR
+        mine_NR = logprobs_NR.detach() if batch.old_NR is None else batch.old_NR
+        # What older weights sampled has their probabilities, and nobody but the engine knows those.
+        old_NR = torch.where(batch.mask_NR > batch.fresh_NR, batch.engine_NR, mine_NR)
         loss_NR, per_token = self.algorithm.loss(logprobs_NR, old_NR, batch.advantages_N, batch.mask_NR)
         loss = (loss_NR * batch.mask_NR).sum()
         sums |= {name: (value_NR * batch.mask_NR).sum() for name, value_NR in per_token.items()}

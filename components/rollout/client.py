@@ -114,7 +114,8 @@ class Session:
         """One request; the engine's answer as it came.
 
         An aborted one's finish reason is of type ``abort``, with the tokens so far. One that no engine had begun has
-        neither tokens nor ``prompt_tokens``. Raises ComponentError when there is no answer.
+        neither tokens nor ``prompt_tokens``, and one that was never sent says ``sent: false``. Raises ComponentError
+        when there is no answer.
         """
         client = self._client
         if self._epoch != client._epoch:
@@ -151,5 +152,5 @@ def connect(needs: Needs, routing: Mapping[str, Any], *, max_concurrency: int, t
 
 
 def _ended() -> dict[str, Any]:
-    meta = {"finish_reason": {"type": "abort"}, "completion_tokens": 0, "output_token_logprobs": []}
+    meta = {"finish_reason": {"type": "abort"}, "completion_tokens": 0, "output_token_logprobs": [], "sent": False}
     return {"text": "", "output_ids": [], "meta_info": meta}

@@ -25,7 +25,7 @@ class Session(Protocol):
 class SampleEngine:
     """slime_launch.interfaces.Engine for one rollout.
 
-    rendered: its prompt. sampling: SGLang's sampling_params. images_sent: images in the requests that an engine took.
+    rendered: its prompt. sampling: SGLang's sampling_params. images_sent: images in requests that an engine got.
 
     Every request carries the whole sample so far as tokens, and its images: prompt ids with one placeholder an image,
     which the engine expands, then the response's. Nothing is tokenised twice; the counts are compared each time.
@@ -58,7 +58,7 @@ class SampleEngine:
         else:
             body |= {"input_ids": images.request_ids + sample.response_ids, "image_data": images.image_data}
         meta = (await self._session.generate(body))["meta_info"]
-        if images is not None and "prompt_tokens" in meta:
+        if images is not None and meta.get("sent", True):
             self.images_sent += len(images.image_data)
         _append(sample, meta)
         sample.response = self.decode(sample.response_ids)

@@ -174,6 +174,18 @@ def test_a_gap_above_the_bound_stops_before_the_update(
     assert all(torch.equal(before[name], after[name]) for name in before)
 
 
+def test_older_tokens_are_weighed_by_what_sampled_them(folders: dict[str, Path], start: Start) -> None:
+    """Their old policy is the engine's of then; that of the newest weights' tokens is the trainer's own."""
+    samples = with_reference_logprobs(hf_model(folders["qwen3"], "qwen3"), random_samples("qwen3"), temperature=1.0)
+    for sample in samples:
+        sample.weight_versions = [3, *[4] * (len(sample.response_ids) - 1)]
+        sample.logprobs[0] -= 0.5
+    metrics = start("qwen3").train(5, samples)
+    older, tokens = sum(sample.loss_mask[0] for sample in samples), sum(sum(sample.loss_mask) for sample in samples)
+    assert metrics["train/ppo_kl"] == pytest.approx(-0.5 * older / tokens, abs=1e-5)
+    assert metrics["train/pg_clipfrac"] > 0
+
+
 def test_only_the_newest_weights_tokens_are_held_against_the_engine(folders: dict[str, Path], start: Start) -> None:
     """A sample that an older engine began has other logprobs where it did; they train, but are no gap."""
     samples = with_reference_logprobs(hf_model(folders["qwen3"], "qwen3"), random_samples("qwen3"), temperature=1.0)

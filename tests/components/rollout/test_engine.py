@@ -110,15 +110,20 @@ def test_tokens_know_their_weights_when_these_change_in_the_middle(glm: Renderer
     assert sample.logprobs == [-0.5, -0.75, -1.0]
 
 
-def test_an_abort_before_the_engine_began_leaves_the_sample_as_it_was(glm: Renderer) -> None:
+@pytest.mark.parametrize(("told", "images"), [({}, 1), ({"sent": False}, 0)], ids=["put back", "never sent"])
+def test_an_abort_before_the_engine_began_leaves_the_sample_as_it_was(
+    glm: Renderer, told: dict[str, Any], images: int
+) -> None:
+    """An engine may have had the images encoded all the same; one that was never asked has not."""
     engine, sample, script = begin(glm, ask("what?", [picture(1)]), [])
 
     async def nothing(body: Any) -> dict[str, Any]:
-        return {"meta_info": {"finish_reason": {"type": "abort"}, "completion_tokens": 0, "output_token_logprobs": []}}
+        meta = {"finish_reason": {"type": "abort"}, "completion_tokens": 0, "output_token_logprobs": []}
+        return {"meta_info": meta | told}
 
     script.generate = nothing  # type: ignore[method-assign]
     asyncio.run(engine.generate(sample))
-    assert (sample.status, sample.response_ids, engine.images_sent) == (Status.ABORTED, [], 0)
+    assert (sample.status, sample.response_ids, engine.images_sent) == (Status.ABORTED, [], images)
 
 
 def test_a_part_begins_with_a_prompt_of_its_own(glm: Renderer) -> None:
