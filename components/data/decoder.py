@@ -110,9 +110,11 @@ def check_header(image: bytes, max_pixels: int) -> None:
 
 def _read(stream: IO[bytes], size: int, deadline: float) -> bytes:
     """Exactly ``size`` bytes; raises TimeoutError, or EOFError when the other side is gone."""
+    answers = select.poll()  # select() takes no descriptor above 1023, which a rollout of many sockets may have
+    answers.register(stream, select.POLLIN)
     found = bytearray()
     while len(found) < size:
-        if not select.select([stream], [], [], max(0.0, deadline - time.monotonic()))[0]:
+        if not answers.poll(max(0.0, deadline - time.monotonic()) * 1000):
             raise TimeoutError
         chunk = stream.read1(size - len(found))  # type: ignore[attr-defined]
         if not chunk:

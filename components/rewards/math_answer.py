@@ -125,7 +125,9 @@ class _Worker:
             asked.flush()
         except OSError as error:
             raise ComponentError(f"the process that compares is gone ({error})") from error
-        if not select.select([told], [], [], time_s)[0]:
+        answers = select.poll()  # select() takes no descriptor above 1023, which a rollout of many sockets may have
+        answers.register(told, select.POLLIN)
+        if not answers.poll(time_s * 1000):
             raise DeadlineError(f"comparing {answer[-80:]!r} with {label!r} took more than {time_s} s")
         line = told.readline()
         if not line:

@@ -5,6 +5,9 @@ or a signal, its own or ours; time, memory and output: stopped for that. Of seve
 none may work.
 """
 
+from components.rewards.sandbox.sandbox import require_namespaces
+from slime_launch.errors import ComponentError
+
 TRY = """
 import ctypes, os, socket, sys
 libc = ctypes.CDLL(None, use_errno=True)
@@ -159,3 +162,12 @@ FORGERIES: dict[str, str] = {
     "deep answer": "import os\nos.write(1, b'[' * 60000)\nos._exit(0)",
     "long number": "import os\nos.write(1, b'9' * 60000)\nos._exit(0)",
 }
+
+
+def no_sandbox() -> str | None:
+    """Why this machine gives no sandbox, so that nothing of it can be shown; None where it does."""
+    try:
+        require_namespaces()
+    except ComponentError as refusal:
+        return str(refusal)
+    return None

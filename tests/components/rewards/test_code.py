@@ -7,9 +7,10 @@ import pytest
 from components.rewards.code import Code, _same
 from slime_launch.errors import ComponentError
 from slime_launch.interfaces import SingleReward
-from tests.components.rewards.hostile import FORGERIES
+from tests.components.rewards.hostile import FORGERIES, no_sandbox
 from tests.components.rewards.samples import sample
 
+pytestmark = pytest.mark.skipif(no_sandbox() is not None, reason=str(no_sandbox()))
 ADD = [
     {"stdin": "1 2\n", "stdout": "3\n"},
     {"stdin": "5 5\n", "stdout": "10"},

@@ -68,6 +68,19 @@ def test_a_pattern_says_where_the_answer_stands():
             MathAnswer(**bad)
 
 
+def test_it_works_in_a_process_of_many_descriptors():
+    held = [os.open("/dev/null", os.O_RDONLY)]
+    while held[-1] < 1100:
+        held.append(os.dup(held[0]))
+    try:
+        many = MathAnswer(workers=1, time_s=20.0)
+        assert asyncio.run(many.score_one(sample(r"\boxed{42}", "42"))) == 1.0
+        asyncio.run(many.close())
+    finally:
+        for descriptor in held:
+            os.close(descriptor)
+
+
 def test_a_label_that_is_no_mathematics_is_an_error(maths):
     with pytest.raises(ComponentError, match="label '' is no mathematics"):
         asyncio.run(maths.score_one(sample("7", "")))

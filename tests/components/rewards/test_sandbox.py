@@ -14,8 +14,9 @@ from components.rewards.sandbox.sandbox import Sandbox
 from components.rewards.sandbox.spec import Limits
 from slime_launch.errors import ComponentError
 from slime_launch.guard import descendants
-from tests.components.rewards.hostile import SNIPPETS
+from tests.components.rewards.hostile import SNIPPETS, no_sandbox
 
+pytestmark = pytest.mark.skipif(no_sandbox() is not None, reason=str(no_sandbox()))
 LIMITS = Limits(time_s=2.5, memory_mb=256, scratch_mb=8, output_kb=64, processes=16)
 GOOD = {"main.py": "import sys, threading, subprocess, json, decimal\nprint(int(sys.stdin.read()) + 1)"}
 
@@ -39,6 +40,13 @@ def outside(tmp_path, monkeypatch):
     assert canary.read_text() == "secret"
 
 
+@pytest.fixture
+def started():
+    """What this test has started and still runs; other tests may have left a process of theirs."""
+    before = set(descendants(os.getpid()))
+    return lambda: set(descendants(os.getpid())) - before
+
+
 def left() -> list[int]:
     """Processes of sandboxed code anywhere on the machine."""
     found = []
@@ -57,7 +65,7 @@ def fill(code: str, values: dict[str, object]) -> str:
     return code
 
 
-def test_hostile_programs_are_contained_and_the_run_goes_on(outside):
+def test_hostile_programs_are_contained_and_the_run_goes_on(outside, started):
     async def everything():
         sandbox = Sandbox(LIMITS, concurrency=6)
         bad = [sandbox.run({"main.py": fill(code, outside)}, "main.py", [""]) for code, _ in SNIPPETS.values()]
@@ -72,7 +80,7 @@ def test_hostile_programs_are_contained_and_the_run_goes_on(outside):
         assert wanted != "exit" or run.stdout == "held\n", f"{name}: {run}"
         assert len(run.stdout) <= 64 << 10 and len(run.stderr) <= 4 << 10, name
     assert [run.stdout for (run,) in good] == [f"{number + 1}\n" for number in range(6)]
-    assert not left() and not descendants(os.getpid())
+    assert not left() and not started()
     assert not {name for name in set(os.listdir("/tmp")) - before if name.isdigit()}
 
 
@@ -84,12 +92,12 @@ def test_each_input_has_a_sandbox_of_its_own():
 
 
 @pytest.mark.parametrize("how", ["cancelled", "supervisor killed", "supervisor stopped and hung up on"])
-def test_nothing_outlives_whoever_asked(how):
+def test_nothing_outlives_whoever_asked(how, started):
     async def ask():
         task = asyncio.create_task(Sandbox(LIMITS).run({"main.py": "while True: pass"}, "main.py", [""] * 30))
         while not left():
             await asyncio.sleep(0.01)
-        supervisor = min(descendants(os.getpid()))
+        supervisor = min(started())
         if how == "supervisor killed":
             os.kill(supervisor, signal.SIGKILL)
             with pytest.raises(ComponentError, match="supervisor was killed"):
@@ -107,7 +115,7 @@ def test_nothing_outlives_whoever_asked(how):
     deadline = time.monotonic() + 5
     while left() and time.monotonic() < deadline:
         time.sleep(0.01)
-    assert not left() and not descendants(os.getpid())
+    assert not left() and not started()
 
 
 def test_no_sandbox_no_run(monkeypatch):
@@ -127,7 +135,7 @@ def test_no_sandbox_no_run(monkeypatch):
         module.require_namespaces.cache_clear()
 
 
-def test_cancelled_at_any_moment():
+def test_cancelled_at_any_moment(started):
     async def ask(turns):
         task = asyncio.create_task(Sandbox(LIMITS).run({"main.py": "while True: pass"}, "main.py", [""] * 30))
         for _ in range(turns):
@@ -138,7 +146,7 @@ def test_cancelled_at_any_moment():
 
     for turns in range(12):
         asyncio.run(ask(turns))
-    assert not left() and not descendants(os.getpid())
+    assert not left() and not started()
 
 
 def test_a_set_up_that_fails_is_no_result_of_the_code(tmp_path):
