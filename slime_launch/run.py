@@ -16,7 +16,7 @@ from rich.console import Console
 from slime_launch import signals
 from slime_launch.compose import Composed
 from slime_launch.driver import Loop, Outcome
-from slime_launch.endpoints import published
+from slime_launch.endpoints import addresses, published
 from slime_launch.errors import LaunchError
 from slime_launch.fleets import Kept, own
 from slime_launch.memory import PeakMemory
@@ -85,7 +85,8 @@ def _drive(
         memory = stack.enter_context(PeakMemory(lambda: [os.getpid(), *home.cluster.processes()]))
         stack.callback(lambda: times.update(peak_rss_mb=round(memory.peak_mb, 1)))
         home.fleet.start(home.kept)
-        stack.enter_context(published(run_dir, home.fleet.provided("router_url")))
+        asked = addresses(home.fleet.provided("router_url"), home.fleet.provided("engine_url"))
+        stack.enter_context(published(run_dir, asked))
         times["startup_s"] = time.monotonic() - began
         loop = Loop(config, home.fleet, records, trackers, progress, run_dir, outcome, start)
         instantiate(config.driver.loop, loop=loop)

@@ -93,12 +93,12 @@ def test_tokens_come_from_weights_that_are_allowed(
 
 @pytest.mark.parametrize(
     ("sent", "cut", "encoded", "fine"),
-    [(6, 0, 6, True), (6, 0, 5, False), (6, 3, 5, True), (6, 3, 0, False), (6, 3, 7, False)],
+    [(6, 0, 6, True), (6, 0, 5, False), (6, 3, 5, True), (6, 3, 0, False), (6, 0, 7, True)],
 )
 def test_encoders_saw_what_was_sent(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, sent: int, cut: int, encoded: int, fine: bool
 ) -> None:
-    """To the image, but for requests that were cut short, which may not have come so far."""
+    """Every image, but for requests that were cut short, which may not have come so far; others may have sent more."""
     rollout = Made([[0]], **{"rollout/images_sent": float(sent), "rollout/partial/cut": float(cut)})
     if fine:
         drive(tmp_path, monkeypatch, rollout, None, 100, 100 + encoded)

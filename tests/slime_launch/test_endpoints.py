@@ -6,13 +6,13 @@ from pathlib import Path
 
 import pytest
 
-from slime_launch.endpoints import published
+from slime_launch.endpoints import addresses, published
 from slime_launch.types import Endpoint
 
 
 def test_published_while_the_run_goes_on(tmp_path):
     routers = [Endpoint("http://127.0.0.1:1", "secret-a", "actor"), Endpoint("http://127.0.0.1:2", "secret-b", "judge")]
-    with pytest.raises(KeyboardInterrupt), published(tmp_path, routers):
+    with pytest.raises(KeyboardInterrupt), published(tmp_path, addresses(routers, [])):
         told = json.loads((tmp_path / "endpoints.json").read_text())
         assert {name: (one["base_url"], one["model"]) for name, one in told.items()} == {
             "actor": ("http://127.0.0.1:1/v1", "actor"),
@@ -31,6 +31,14 @@ def test_published_while_the_run_goes_on(tmp_path):
 def test_keys_of_others_stay(tmp_path):
     (tmp_path / "keys").mkdir()
     (tmp_path / "keys" / "actor").write_text("shared")
-    with published(tmp_path, [Endpoint("http://127.0.0.1:1", "secret", "actor")]):
+    with published(tmp_path, {"actor": Endpoint("http://127.0.0.1:1", "secret", "actor")}):
         pass
     assert [path.name for path in tmp_path.rglob("*")] == ["keys", "actor"]
+
+
+def test_a_model_without_a_router_is_asked_at_its_engines():
+    router, first, second, behind = (
+        Endpoint(f"http://127.0.0.1:{port}", "", model)
+        for port, model in ((1, "judge"), (2, "actor"), (3, "actor"), (4, "judge"))
+    )
+    assert addresses([router], [first, second, behind]) == {"judge": router, "actor": first, "actor-1": second}
