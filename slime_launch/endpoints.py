@@ -15,7 +15,7 @@ FILE = "endpoints.json"
 
 
 def addresses(routers: Sequence[Endpoint], engines: Sequence[Endpoint]) -> dict[str, Endpoint]:
-    """Who is to be asked for each model, by name: its router, or its engines where it has none, the later ones numbered.
+    """Who is to be asked for each model: its router, or where it has none its engines, the later ones numbered.
 
     A model called ``actor`` with two engines and no router is ``actor`` and ``actor-1``.
     """
