@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
@@ -19,7 +20,7 @@ from components.models.qwen3 import tiny as tiny_qwen
 from components.sglang.server import Server
 from slime_launch.guard import descendants
 from slime_launch.interfaces import Provides, WeightSink
-from slime_launch.types import Endpoint
+from slime_launch.types import Endpoint, Sample
 from tests.servers import language_only, make_server, processes
 
 MEDIA = range(10, 16)
@@ -140,3 +141,16 @@ def sharpen(folder: Path, factor: float = 3.0) -> None:
     file = folder / "model.safetensors"
     weights = load_file(file)
     save_file({k: v * factor if v.dim() > 1 else v for k, v in weights.items()}, file, metadata={"format": "pt"})
+
+
+def logprobs(model: Any, sample: Sample, **media: torch.Tensor) -> torch.Tensor:
+    """transformers' logprobs [R] of the response."""
+    ids_1S = torch.tensor([sample.prompt_ids + sample.response_ids])
+    sees = hasattr(model.config, "image_token_id")
+    if media:
+        media |= {"mm_token_type_ids": (ids_1S == model.config.image_token_id).long()}
+    with torch.no_grad():
+        logits_RV = model(input_ids=ids_1S, **media).logits[0, len(sample.prompt_ids) - 1 : -1]
+    if sees:
+        logits_RV[:, list(MEDIA)] = -torch.inf
+    return logits_RV.log_softmax(-1).gather(1, torch.tensor(sample.response_ids)[:, None])[:, 0]

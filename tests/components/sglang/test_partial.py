@@ -16,7 +16,7 @@ from components.rollout.worker import RolloutWorker
 from components.sglang.control import Control
 from slime_launch.types import Endpoint, Prompt, Sample
 from tests.components.rollout.http_engine import Endless, make_worker
-from tests.components.sglang.conftest import MEDIA, Engine, Split, sharpen
+from tests.components.sglang.conftest import Engine, Split, logprobs, sharpen
 from tests.servers import get, picture
 
 pytestmark = pytest.mark.servers
@@ -105,19 +105,6 @@ def check(
     assert metrics[0]["rollout/partial/cut"] > 0 and metrics[0]["rollout/off_policy_ratio"] == 0
     assert any(told["rollout/off_policy_ratio"] > 0 for told in metrics)
     assert all(told["rollout/partial/lost_tokens"] == 0 for told in metrics)
-
-
-def logprobs(model: Any, sample: Sample, **media: torch.Tensor) -> torch.Tensor:
-    """transformers' logprobs [R] of the response."""
-    ids_1S = torch.tensor([sample.prompt_ids + sample.response_ids])
-    sees = hasattr(model.config, "image_token_id")
-    if media:
-        media |= {"mm_token_type_ids": (ids_1S == model.config.image_token_id).long()}
-    with torch.no_grad():
-        logits_RV = model(input_ids=ids_1S, **media).logits[0, len(sample.prompt_ids) - 1 : -1]
-    if sees:
-        logits_RV[:, list(MEDIA)] = -torch.inf
-    return logits_RV.log_softmax(-1).gather(1, torch.tensor(sample.response_ids)[:, None])[:, 0]
 
 
 def test_text_goes_on_under_new_weights(text: Engine, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from components.sglang.server import Server
 from slime_launch.types import UNSAMPLED, Sample
 from tests.components.rollout.scripted import ask
 from tests.components.rollout.talks import TURN, converse
-from tests.components.sglang.conftest import MEDIA, Engine, Split
+from tests.components.sglang.conftest import Engine, Split, logprobs
 from tests.servers import picture
 
 pytestmark = pytest.mark.servers
@@ -28,15 +28,7 @@ def named(server: Server) -> None:
 
 def gaps(sample: Sample, model: Any, **media: torch.Tensor) -> torch.Tensor:
     """Distances between the engine's logprobs of the sampled tokens and transformers' on the concatenated ids."""
-    ids_1S = torch.tensor([sample.prompt_ids + sample.response_ids])
-    sees = hasattr(model.config, "image_token_id")
-    if media:
-        media |= {"mm_token_type_ids": (ids_1S == model.config.image_token_id).long()}
-    with torch.no_grad():
-        logits_RV = model(input_ids=ids_1S, **media).logits[0, len(sample.prompt_ids) - 1 : -1]
-    if sees:
-        logits_RV[:, list(MEDIA)] = -torch.inf
-    logprobs_R = logits_RV.log_softmax(-1).gather(1, torch.tensor(sample.response_ids)[:, None])[:, 0]
+    logprobs_R = logprobs(model, sample, **media)
     sampled_R = torch.tensor(sample.loss_mask, dtype=torch.bool)
     assert sampled_R.sum() == 2 * TURN
     assert [version == UNSAMPLED for version in sample.weight_versions] == (~sampled_R).tolist()
