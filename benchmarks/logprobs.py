@@ -31,9 +31,9 @@ def measure(way: str, tokens: int) -> None:
 
     from components.megatron.parallel import Sizes, join_world
     from components.megatron.platform import load_platform
-    from tests.components.megatron.helpers import free_port
+    from slime_launch.machine import free_ports
 
-    join_world(load_platform("cpu"), f"tcp://127.0.0.1:{free_port()}", 0, 1, Sizes(), 60.0)
+    join_world(load_platform("cpu"), f"tcp://127.0.0.1:{free_ports(1)[0]}", 0, 1, Sizes(), 60.0)
     from components.megatron.head import Head
     from components.megatron.logprobs import token_logprobs
 

@@ -16,6 +16,7 @@ import numpy as np
 from components.sglang.banned import BANNED_ENV
 from components.sglang.server import Server
 from slime_launch.guard import descendants
+from slime_launch.machine import free_ports
 from slime_launch.types import Endpoint
 
 HOST = "127.0.0.1"
@@ -50,10 +51,8 @@ ARGS: dict[str, dict[str, Any]] = {
 
 
 def free_port() -> int:
-    """A port of the loopback interface that nobody listens on now."""
-    with socket.socket() as probe:
-        probe.bind((HOST, 0))
-        return int(probe.getsockname()[1])
+    """A loopback port that nobody listens on now, below those that connections get while the test goes on."""
+    return free_ports(1)[0]
 
 
 def make_server(

@@ -14,7 +14,7 @@ STORE_TARGET = "torch.distributed.rendezvous._create_c10d_store"
 
 
 def host_store(host: str, port: int, world: int, timeout: timedelta) -> TCPStore:
-    """Rank 0's store, listening on ``host`` only. Raises OSError when the port is taken."""
+    """Rank 0's store, listening on ``host`` only, at once. Raises OSError when the port is taken."""
     from torch.distributed import TCPStore
 
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -22,9 +22,9 @@ def host_store(host: str, port: int, world: int, timeout: timedelta) -> TCPStore
         listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         listener.bind((host, port))
         listener.listen()
-        # the store owns the descriptor from here on
+        # the store owns the descriptor from here on; whoever uses it waits for the others
         return TCPStore(
-            host, port, world, True, timeout, multi_tenant=True, master_listen_fd=listener.detach(), use_libuv=True
+            host, port, world, True, timeout, False, True, master_listen_fd=listener.detach(), use_libuv=True
         )
 
 

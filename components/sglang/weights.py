@@ -15,7 +15,7 @@ from slime_launch.interfaces import WeightSink
 
 if TYPE_CHECKING:
     from torch import Tensor
-    from torch.distributed import ProcessGroup
+    from torch.distributed import ProcessGroup, TCPStore
 
 _LEAVE_S = 10.0
 # below this mean size one broadcast of all bytes beats one broadcast a tensor
@@ -53,15 +53,16 @@ class EngineSink:
     def connect(self) -> None:
         """Join a transfer group of a new name together with the engine.
 
-        Raises ComponentError when the engine refuses, DeadlineError when it does not join in time.
+        Raises ComponentError when the port is taken or the engine refuses, DeadlineError when it does not join in time.
         """
         self._name = f"{self._prefix}-{secrets.token_hex(4)}"
         self._control.open()
         host, port = self._address
+        store = self._store()
         body = {"master_address": host, "master_port": port, "rank_offset": 1, "world_size": self._world}
         names = {"group_name": self._name, "backend": self._backend}
         reply = self._control.later("/init_weights_update_group", body | names)
-        joined = background(self._join)
+        joined = background(lambda: self._join(store))
         self._control.watch(joined.done, reply, "joining the weight group")
         self._group = joined.result()
         self._control.finish(reply, "joining the weight group")
@@ -112,7 +113,18 @@ class EngineSink:
             left.exception()
         self._control.close()
 
-    def _join(self) -> ProcessGroup:
+    def _store(self) -> TCPStore:
+        """Ours before the engine is asked, which waits long for a store that never comes."""
+        host, port = self._address
+        try:
+            return host_store(host, port, self._world, timedelta(seconds=self._control.timeout_s))
+        except OSError as error:
+            raise ComponentError(
+                f"engine {self.url}: the trainer cannot listen for it on {host} port {port} ({error.strerror}); "
+                f"end what listens there, or start again"
+            ) from error
+
+    def _join(self, store: TCPStore) -> ProcessGroup:
         """Rank 0's half of SGLang's ``init_custom_process_group``, whose module takes ten seconds to import.
 
         The same names in the same kind of store, so that both sides meet.
@@ -120,11 +132,14 @@ class EngineSink:
         from torch.distributed import PrefixStore
         from torch.distributed.distributed_c10d import Backend, _new_process_group_helper, _world
 
-        host, port = self._address
-        limit = timedelta(seconds=self._control.timeout_s)
-        store = PrefixStore(self._name, host_store(host, port, self._world, limit))
         group, _ = _new_process_group_helper(
-            self._world, 0, [], Backend(self._backend), store, group_name=self._name, timeout=limit
+            self._world,
+            0,
+            [],
+            Backend(self._backend),
+            PrefixStore(self._name, store),
+            group_name=self._name,
+            timeout=timedelta(seconds=self._control.timeout_s),
         )
         _world.pg_group_ranks[group] = {member: member for member in range(self._world)}
         joined: ProcessGroup = group

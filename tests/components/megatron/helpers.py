@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import json
-import random
-import socket
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from slime_launch.machine import free_ports
 from slime_launch.types import Prompt, Sample, Status
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -150,15 +148,6 @@ def random_samples(family: str, groups: int = 2, size: int = 4, seed: int = 0) -
     return samples
 
 
-def free_port() -> int:
-    """A loopback port that nobody listens on now, below those that connections get while the test goes on."""
-    while True:
-        port = random.SystemRandom().randrange(12000, 32000)
-        with socket.socket() as probe, contextlib.suppress(OSError):
-            probe.bind(("127.0.0.1", port))
-            return port
-
-
 def trainer_settings(folder: Path, family: str, **overrides: Any) -> dict[str, Any]:
     """Keyword arguments of a MegatronTrainer; a loose gap bound, since samples are random; logits in many chunks."""
     return {
@@ -168,7 +157,7 @@ def trainer_settings(folder: Path, family: str, **overrides: Any) -> dict[str, A
         "algorithm": {"_target_": "components.algorithms.grpo.GRPO"},
         "optim": OPTIM,
         "num_steps": 100,
-        "rendezvous": f"tcp://127.0.0.1:{free_port()}",
+        "rendezvous": f"tcp://127.0.0.1:{free_ports(1)[0]}",
         "timeout_s": 60.0,
         "micro_batch_size": 3,
         "logprob_chunk": 5,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import socket
 import stat
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from components.sglang.weights import EngineSink
 from slime_launch.errors import ComponentError
 from slime_launch.types import Endpoint
 from tests.components.sglang.conftest import Engine, sharpen
-from tests.servers import free_port, get, listening, make_server, post, processes, sampled
+from tests.servers import HOST, free_port, get, listening, make_server, post, processes, sampled
 
 pytestmark = pytest.mark.servers
 
@@ -74,10 +75,20 @@ def test_listens_on_loopback_only(text: Engine) -> None:
 
 
 def test_refused_sink_says_so_at_once(text: Engine) -> None:
-    wrong = EngineSink(url=text.endpoint.url, key="wrong", group="never", port=1, backend="gloo")
+    wrong = EngineSink(url=text.endpoint.url, key="wrong", group="never", port=free_port(), backend="gloo")
     with pytest.raises(ComponentError, match="was refused \\(401"):
         wrong.connect()
     wrong.close()
+
+
+def test_a_taken_port_is_named_before_the_engine_waits_for_it(text: Engine) -> None:
+    with socket.create_server((HOST, free_port())) as other:
+        port = other.getsockname()[1]
+        sink = EngineSink(url=text.endpoint.url, key=text.server.site.keys.admin, group="g", port=port, backend="gloo")
+        with pytest.raises(ComponentError, match=f"cannot listen for it on {HOST} port {port} \\(Address already"):
+            sink.connect()
+        sink.close()
+    assert sampled(text.endpoint, input_ids=[20, 21])[0]
 
 
 def test_weights_and_version_arrive_and_old_prefixes_are_forgotten(text: Engine, tmp_path: Path) -> None:

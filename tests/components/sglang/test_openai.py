@@ -27,7 +27,7 @@ def test_evaluation_tools_chat_with_text_and_images(text, split, tmp_path):
     asked = {text.router: "Hello", split.endpoint: [{"type": "text", "text": "What is it?"}, image]}
     encoded = sum(split.encoded())
     for router, content in asked.items():
-        with published(tmp_path, [router]):
+        with published(tmp_path, {"actor": router}):
             (told,) = json.loads((tmp_path / "endpoints.json").read_text()).values()
             key = Path(told["key_file"]).read_text()
             with openai.OpenAI(base_url=told["base_url"], api_key=key, max_retries=0) as client:
