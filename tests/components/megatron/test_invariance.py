@@ -25,7 +25,10 @@ LAYOUTS: dict[str, dict[str, int]] = {
     "pp2": {"pp": 2, "world_size": 2},
     "dp2": {"world_size": 2},
     "pp2vpp2": {"pp": 2, "vpp": 2, "world_size": 2},
+    "cp2": {"cp": 2, "world_size": 2},
     "tp2pp2": {"tp": 2, "pp": 2, "world_size": 4},
+    "tp2cp2": {"tp": 2, "cp": 2, "world_size": 4},
+    "pp2cp2": {"pp": 2, "cp": 2, "world_size": 4},
 }
 STEPS = 3
 # Adam turns the rounding of gradients near zero into steps of up to the learning rate.
