@@ -36,9 +36,9 @@ class TorchAttention(DotProductAttention):  # type: ignore[misc]
         super().__init__(alone, *args, **kwargs)
         self.tiled = config.softmax_type == "vanilla" and config.window_size is None
         self.context = this_context() if config.context_parallel_size > 1 else Context()
-        if self.context.size > 1 and not self.tiled:
+        if config.context_parallel_size > 1 and not self.tiled:
             raise ComponentError(
-                f"trainer.parallel.cp={self.context.size}: attention with sinks or windows (softmax_type="
+                f"trainer.parallel.cp={config.context_parallel_size}: attention with sinks or windows (softmax_type="
                 f"{config.softmax_type}, window_size={config.window_size}) is computed on whole rows only; set it to 1"
             )
 
