@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,8 +20,11 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "glm_omni": {"num_hidden_layers": 4, "vocab_size": 113, "tie_word_embeddings": True},
     "qwen3_moe": {},
+    "qwen3": {"num_hidden_layers": 4},
 }  # fmt: skip
-"""A gated MLP with biases, a model with images and tied embeddings, both with a vocabulary to be padded; experts."""
+"""A gated MLP with biases, a model with images and tied embeddings, both with a vocabulary to be padded; experts; a
+user's own model."""
+OWN_SPEC = {"qwen3": {"spec": {"_target_": "tests.components.megatron.specs.plain_provider"}}}
 LAYOUTS: dict[str, dict[str, int]] = {
     "tp2": {"tp": 2, "world_size": 2},
     "pp2": {"pp": 2, "world_size": 2},
@@ -39,16 +43,22 @@ SLOW = OPTIM | {"lr": 3e-4}
 LONG = ("tp2cp2", "dp2cp2", "cp4")
 CASES = [
     pytest.param(model, layout, id=f"{model}-{layout}", marks=pytest.mark.full if full else ())
-    for model, layouts in (("llama3", LAYOUTS), ("glm_omni", LAYOUTS), ("qwen3_moe", ("cp2",)))
+    for model, layouts in (("llama3", LAYOUTS), ("glm_omni", LAYOUTS), ("qwen3_moe", ("cp2",)), ("qwen3", ("cp2",)))
     for layout in layouts
-    for full in (layout in LONG or model == "qwen3_moe",)
+    for full in (layout in LONG or model.startswith("qwen3"),)
 ]
 Runs = tuple[Path, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
     """Every case that was asked for, and its model alone: train metrics by job; checkpoints and gradients beside."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLIME_LAUNCH_ALLOW_TARGETS", "tests")
+        yield _run_all(request, tmp_path_factory)
+
+
+def _run_all(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     root = tmp_path_factory.mktemp("layouts")
     items: list[Any] = [item for item in request.session.items if item.path == request.path]
     cases = sorted({(item.callspec.params["model"], item.callspec.params["layout"]) for item in items})
@@ -57,7 +67,7 @@ def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
         write_random(root / model, model, **MODELS[model])
 
     def job(model: str, layout: str, **sizes: int) -> dict[str, Any]:
-        settings = trainer_settings(root / model, model, optim=SLOW, **sizes)
+        settings = trainer_settings(root / model, model, optim=SLOW, **sizes, **OWN_SPEC.get(model, {}))
         return {"settings": settings, "steps": STEPS, "out": str(root / f"{model}-{layout}"), "gradients": True}
 
     answers = run({f"{model}-alone": job(model, "alone") for model in models}, 0)
