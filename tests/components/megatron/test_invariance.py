@@ -35,12 +35,13 @@ LAYOUTS: dict[str, dict[str, int]] = {
     "pp2cp2": {"pp": 2, "cp": 2, "world_size": 4},
     "tp2cp2": {"tp": 2, "cp": 2, "world_size": 4},
     "dp2cp2": {"cp": 2, "world_size": 4},
+    "pp2vpp2cp2": {"pp": 2, "vpp": 2, "cp": 2, "world_size": 4},
     "cp4": {"cp": 4, "world_size": 4},
 }
 STEPS = 3
 # Adam turns the rounding of gradients near zero into steps of up to the learning rate.
 SLOW = OPTIM | {"lr": 3e-4}
-LONG = ("tp2cp2", "dp2cp2", "cp4")
+LONG = ("tp2cp2", "dp2cp2", "pp2vpp2cp2", "cp4")
 CASES = [
     pytest.param(model, layout, id=f"{model}-{layout}", marks=pytest.mark.full if full else ())
     for model, layouts in (("llama3", LAYOUTS), ("glm_omni", LAYOUTS), ("qwen3_moe", ("cp2",)), ("qwen3", ("cp2",)))
