@@ -26,7 +26,7 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """Megatron's parallel sizes; data parallelism is what dp gives on top of tp x pp."""
+    """Megatron's parallel sizes; data parallelism is what dp gives on top of tp x pp x cp."""
 
     tp: Annotated[Count, about("Tensor-parallel size.")] = 1
     pp: Annotated[Count, about("Pipeline-parallel size.")] = 1
@@ -34,7 +34,7 @@ class ParallelConfig:
     vpp: Annotated[Count, about("Virtual stages of each pipeline stage, interleaved.")] = 1
     sp: Annotated[bool, about("Sequence parallelism inside tp (CUDA with Transformer Engine).")] = False
     ep: Annotated[Count, about("Expert-parallel size, inside tp x dp (CUDA).")] = 1
-    cp: Annotated[Count, about("Context-parallel size; only 1 for now.")] = 1
+    cp: Annotated[Count, about("Context-parallel size: ranks that share each row of tokens.")] = 1
 
 
 @dataclass(frozen=True, kw_only=True)
