@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 WEIGHTS = "model.safetensors"
@@ -30,32 +30,42 @@ def folder_faults(folder: Path) -> Iterator[Fault]:
 
 
 def _weight_faults(folder: Path) -> Iterator[Fault]:
-    index = folder / INDEX
-    if not index.is_file():
-        names = {WEIGHTS} if (folder / WEIGHTS).is_file() else set()
-    else:
+    index, shards = folder / INDEX, {WEIGHTS: set[str]()} if (folder / WEIGHTS).is_file() else {}
+    if index.is_file():
+        if shards:
+            yield f"holds both {WEIGHTS} and {INDEX}, and readers differ in which they take", "remove the stale one"
         try:
-            names = {str(name) for name in json.loads(index.read_text())["weight_map"].values()}
+            shards = _shards(json.loads(index.read_text())["weight_map"])
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             yield f"{INDEX} is broken ({error!r})", "save the checkpoint again"
             return
-    for name in sorted(names):
+    for name, listed in sorted(shards.items()):
         if not (folder / name).is_file():
             yield f"{name} is missing", "copy every shard of the checkpoint"
-        elif not _is_whole(folder / name):
+        elif (held := _names(folder / name)) is None:
             yield f"{name} is cut short or no safetensors file", "copy or save it again"
+        elif lacking := sorted(listed - held):
+            yield f"{INDEX} lists {lacking[0]} in {name}, which does not hold it", "copy index and shards of one save"
 
 
-def _is_whole(file: Path) -> bool:
-    """Whether a safetensors file is as long as its header says."""
+def _shards(weight_map: Mapping[str, str]) -> dict[str, set[str]]:
+    """Shard -> the names that an index lists in it."""
+    shards: dict[str, set[str]] = {}
+    for name, shard in weight_map.items():
+        shards.setdefault(str(shard), set()).add(name)
+    return shards
+
+
+def _names(file: Path) -> set[str] | None:
+    """What a safetensors file holds; None unless it is as long as its header says."""
     size = file.stat().st_size
     with file.open("rb") as stream:
         length = int.from_bytes(stream.read(8), "little")
         if size < 8 or length > size - 8:
-            return False
+            return None
         try:
-            header = json.loads(stream.read(length))
-            ends = [int(entry["data_offsets"][1]) for name, entry in header.items() if name != "__metadata__"]
+            tensors = {name: entry for name, entry in json.loads(stream.read(length)).items() if name != "__metadata__"}
+            ends = [int(entry["data_offsets"][1]) for entry in tensors.values()]
         except (ValueError, KeyError, TypeError, AttributeError):
-            return False
-    return bool(size == 8 + length + max(ends, default=0))
+            return None
+    return set(tensors) if size == 8 + length + max(ends, default=0) else None

@@ -18,11 +18,12 @@ _SOURCES = {"transformer/transformer_config.py": "TransformerConfig", "model_par
 def transformer_fields() -> Mapping[str, Any]:
     """Fields of TransformerConfig and of what it inherits -> type; ``Any`` where the annotation says more than plain
     types can. None where Megatron-Core is not found."""
-    spec = importlib.util.find_spec("megatron.core")
+    spec = importlib.util.find_spec("megatron")  # its part would import the whole
     found: dict[str, Any] = {}
     for root in (spec.submodule_search_locations or []) if spec else []:
         for source, name in _SOURCES.items():
-            tree = ast.parse((Path(root) / source).read_text())
+            file = Path(root) / "core" / source
+            tree = ast.parse(file.read_text() if file.is_file() else "")
             classes = [node for node in tree.body if isinstance(node, ast.ClassDef) and node.name == name]
             body = [item for node in classes for item in node.body if isinstance(item, ast.AnnAssign)]
             found |= {item.target.id: plain_type(item.annotation) for item in body if isinstance(item.target, ast.Name)}

@@ -19,6 +19,7 @@ class GRPO:
     """
 
     STD_FLOOR = 1e-6
+    MAX_LOG_RATIO = 20.0
 
     def __init__(self, clip_low: float = 0.2, clip_high: float = 0.2, normalize_std: bool = True) -> None:
         if not (0 < clip_low < 1 and clip_high > 0):
@@ -54,7 +55,8 @@ class GRPO:
         all zero where the mask is zero.
         """
         log_ratio_BT = (logprobs_BT - old_logprobs_BT) * mask_BT
-        ratio_BT = log_ratio_BT.exp()
+        # beyond the bound the clip binds or the sample is one in 10^8: an overflow would make 0 x inf of an even group
+        ratio_BT = log_ratio_BT.clamp(max=self.MAX_LOG_RATIO).exp()
         weight_BT = -advantages_B.unsqueeze(1) * mask_BT
         free_BT = weight_BT * ratio_BT
         clipped_BT = weight_BT * ratio_BT.clamp(1 - self.clip_low, 1 + self.clip_high)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slime_launch.errors import ComponentError
+from slime_launch.manifest import to_disk
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -19,6 +19,8 @@ INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
 KEPT_SUFFIXES = (".json", ".jinja", ".txt", ".model")
 """Files beside the weights that a saved checkpoint takes over: config, tokenizer, processor, template, generation."""
+BUFFERS = ".rotary_emb.inv_freq"
+"""End of the names under which transformers up to 4.31 stored what follows from config.json; not read."""
 SHARD_BYTES = 4 * 2**30
 
 
@@ -50,9 +52,10 @@ class Checkpoint:
 
     def _weight_map(self) -> dict[str, str]:
         if (self.folder / INDEX).is_file():
-            weight_map: dict[str, str] = self._json(INDEX)["weight_map"]
-            return weight_map
-        return dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
+            files: dict[str, str] = self._json(INDEX)["weight_map"]
+        else:
+            files = dict.fromkeys(self._open(SINGLE).keys(), SINGLE)
+        return {name: file for name, file in files.items() if not name.endswith(BUFFERS)}
 
     def _open(self, file: str) -> Any:
         from safetensors import SafetensorError, safe_open
@@ -70,16 +73,28 @@ def new_folder(target: Path) -> Iterator[Path]:
     """A folder to fill that takes ``target``'s place only when the block ends well."""
     target = target.absolute()
     target.parent.mkdir(parents=True, exist_ok=True)
-    fresh, old = (target.with_name(f".{target.name}.{kind}-{os.getpid()}") for kind in ("new", "old"))
+    fresh, old = (target.with_name(f".{target.name}.{kind}") for kind in ("new", "old"))
+    _take_back(old, target)
+    shutil.rmtree(fresh, ignore_errors=True)
     fresh.mkdir()
     try:
         yield fresh
+        for path in (*fresh.iterdir(), fresh):
+            to_disk(path)
         if target.exists():
             target.rename(old)
         fresh.rename(target)
+        to_disk(target.parent)
     finally:
-        for leftover in (fresh, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        _take_back(old, target)
+        shutil.rmtree(fresh, ignore_errors=True)
+
+
+def _take_back(old: Path, target: Path) -> None:
+    """Whatever came between the two renames: one of them stays."""
+    if old.exists() and not target.exists():
+        old.rename(target)
+    shutil.rmtree(old, ignore_errors=True)
 
 
 def write_checkpoint(folder: Path, source: Checkpoint, tensors: Iterable[tuple[str, Tensor]]) -> None:

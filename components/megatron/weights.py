@@ -133,6 +133,7 @@ class WeightMap:
         from megatron.core import parallel_state as ps
 
         self._check_names(checkpoint)
+        self._check_aliases(checkpoint)
         rank, size = ps.get_tensor_model_parallel_rank(), ps.get_tensor_model_parallel_world_size()
         with torch.no_grad():
             for entry in self._local:
@@ -156,6 +157,15 @@ class WeightMap:
                 f"{listed(extra)}; config.json and the weights do not belong together"
             )
         self._carried = dict.fromkeys(sorted(carried), checkpoint.get)
+
+    def _check_aliases(self, checkpoint: Checkpoint) -> None:
+        """Raises ComponentError where a checkpoint says that two tensors are one, and stores two."""
+        for alias, twin in self.aliases.items():
+            if alias in checkpoint.names and not checkpoint.get(alias).equal(checkpoint.get(twin)):
+                raise ComponentError(
+                    f"checkpoint {checkpoint.folder}: config.json ties {alias} to {twin}, and the two differ; set "
+                    f"tie_word_embeddings=false there, or drop {alias}"
+                )
 
     def export(self, encoders: bool) -> Iterator[tuple[str, Tensor]]:
         """Collective. (Hugging Face name, full tensor) on rank 0, nothing on the others; run it to its end.

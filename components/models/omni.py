@@ -12,6 +12,7 @@ from torch import Tensor
 
 from components.models.base import Encoder
 from components.models.decoder import DecoderModel
+from components.models.vision import in_type
 from slime_launch.errors import ComponentError
 
 
@@ -24,7 +25,7 @@ class OmniModel(DecoderModel):
         self.encoder_kinds = dict(encoders)
         if self.pre_process:
             towers = {name: encoder.tower(self.config.hf) for name, encoder in encoders.items()}
-            self.encoders = torch.nn.ModuleDict(towers).to(self.config.params_dtype).requires_grad_(False).eval()
+            self.encoders = in_type(torch.nn.ModuleDict(towers), self.config.params_dtype).requires_grad_(False).eval()
 
     def train(self, mode: bool = True) -> OmniModel:
         """As torch's; the towers stay in evaluation."""

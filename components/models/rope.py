@@ -27,6 +27,8 @@ OPTIONAL = {
     *("rope_type", "type", "rope_theta", "partial_rotary_factor", "mrope_section"),
     *("attention_factor", "beta_fast", "beta_slow", "mscale", "mscale_all_dim", "truncate"),
 }
+THETA, THETAS = 10_000.0, {"qwen2_5_vl": 1e6, "qwen2_5_vl_text": 1e6}
+"""The base where config.json gives none: transformers' ``default_theta``, and its exceptions by ``model_type``."""
 KNOWN = OPTIONAL.union(*NEEDED.values())
 
 
@@ -77,7 +79,7 @@ def rope_of(text: Mapping[str, Any], partial_rotary_factor: float = 1.0) -> Rope
     kind = given["rope_type"]
     if kind not in NEEDED:
         raise ComponentError(f"config.json: rope_parameters.rope_type={kind!r}: rotary scalings served: {list(NEEDED)}")
-    if missing := [key for key in ("rope_theta", *NEEDED[kind]) if given.get(key) is None]:
+    if missing := [key for key in NEEDED[kind] if given.get(key) is None]:
         raise ComponentError(f"config.json: rope_parameters.rope_type={kind} has no {missing}")
     head_dim = text.get("head_dim") or text["hidden_size"] // text["num_attention_heads"]
     channels = int(head_dim * (given.get("partial_rotary_factor") or partial_rotary_factor))
@@ -97,6 +99,7 @@ def _parameters(text: Mapping[str, Any]) -> dict[str, Any]:
     given = dict(text.get("rope_scaling") or text.get("rope_parameters") or {})
     for key in ("rope_theta", "partial_rotary_factor"):
         given.setdefault(key, text.get(key))
+    given["rope_theta"] = given["rope_theta"] or THETAS.get(str(text.get("model_type")), THETA)
     kind = given.get("rope_type") or given.get("type") or "default"
     given["rope_type"] = "default" if kind == "mrope" else kind
     longest = text.get("max_position_embeddings")

@@ -15,6 +15,7 @@ from components.models.base import Encoder, HFConfig, Media, text_rope
 from slime_launch.errors import ComponentError
 
 if TYPE_CHECKING:
+    import torch
     from torch import Tensor
     from torch.nn import Module
 
@@ -34,6 +35,13 @@ def image_encoder(tower: Callable[[HFConfig], Module]) -> Encoder:
         token="image_token_id",
         prefix="model.visual.",
     )
+
+
+def in_type(towers: Module, dtype: torch.dtype) -> Module:
+    """Towers with weights of ``dtype``; buffers, such as rotary frequencies, keep theirs, as in transformers."""
+    for parameter in towers.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return towers
 
 
 def encode_images(tower: Module, media: Mapping[str, Tensor]) -> Tensor:

@@ -8,7 +8,7 @@ from slime_launch.checks.facts import Facts, Rule
 from slime_launch.errors import Problem
 
 KEY = "trainer.parallel"
-NUM_EXPERTS = ("num_experts", "n_routed_experts")
+NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # transformers 5 writes the second
 CUDA_ONLY = {
     f"{KEY}.sp": "torch's norms have no sequence-parallel form on CPU",
     f"{KEY}.ep": "Megatron-Core 0.16.1 moves tokens between experts on CUDA streams",

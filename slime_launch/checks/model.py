@@ -41,7 +41,7 @@ def engine_serves_the_same_model(f: Facts) -> Iterator[Problem]:
     """Nothing in config.json is honoured by the trainer and ignored, or not survived, by the installed SGLang."""
     rope = f.text.get("rope_parameters") or f.text.get("rope_scaling") or {}
     heads, hidden = f.text.get("num_attention_heads"), f.text.get("hidden_size")
-    odd_head = heads and hidden and f.text.get("head_dim", hidden // heads) != hidden // heads
+    odd_head = heads and hidden and (f.text.get("head_dim") or hidden // heads) != hidden // heads
     architectures = f.hf.get("architectures", ())
     moe = "Qwen3MoeForCausalLM" in architectures
     found = {

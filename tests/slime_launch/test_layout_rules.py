@@ -80,3 +80,21 @@ def test_precision_follows_the_device(
     assert split["memory_mb"]["optimizer"] == pytest.approx(optimizer / 2, rel=0.1)
     part = trainer([*CUDA, "model.train_only=['final_layernorm']"], capsys)
     assert part["memory_mb"]["weights"] == weights and part["memory_mb"].get("gradients", 0) < gradients / 10
+
+
+def test_experts_are_counted_as_transformers_5_writes_them(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    from slime_launch.paths import COMPONENTS
+
+    hf = json.loads((COMPONENTS / "models" / "qwen3_moe" / "configs" / "tiny.json").read_text())
+    hf["num_local_experts"] = hf.pop("num_experts", None) or hf["num_local_experts"]
+    (tmp_path / "config.json").write_text(json.dumps(hf))
+    lines = [
+        QWEN,
+        *CUDA,
+        f"model.hf_config={tmp_path / 'config.json'}",
+        PARALLEL + "ep=3",
+        PARALLEL + "dp=3",
+        "mode=plan",
+    ]
+    assert command([*lines, f"hydra.run.dir={tmp_path / 'run'}"]) == 2
+    assert "ep=3: does not divide the model's 8 experts" in capsys.readouterr().err

@@ -301,6 +301,12 @@ def test_a_whole_checkpoint_passes(
         ("pytorch_model.bin", b"", "holds pytorch_model.bin, which would run code when loaded"),
         ("model.safetensors.index.json", b'{"weight_map": {"a": "gone.safetensors"}}', "gone.safetensors is missing"),
         ("model.safetensors.index.json", b"{}", "is broken"),
+        ("model.safetensors.index.json", b'{"weight_map": {}}', "holds both model.safetensors and"),
+        (
+            "model.safetensors.index.json",
+            b'{"weight_map": {"a": "model.safetensors"}}',
+            "lists a in model.safetensors, which does not hold it",
+        ),
     ],
 )
 def test_a_broken_checkpoint_is_refused(

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from components.models.base import Family, HFConfig, refuse
+from components.models.base import Family, HFConfig, refuse, text_part
 from components.models.dense import gpt_keywords
 from components.models.glm4v_moe.weights import biases, rules
 from components.models.moe import glm_experts, glm_rope, moe_keywords, sigmoid_router
@@ -20,7 +20,7 @@ def transformer(hf: HFConfig) -> dict[str, Any]:
 
     Raises ComponentError for a router that Megatron does not have, and for norms that Glm4vMoeTextAttention leaves out.
     """
-    text = hf["text_config"]
+    text = text_part(hf)
     refuse(text, ("use_qk_norm",), "Glm4vMoeTextAttention is built without norms on queries and keys")
     if len(glm_rope(hf).sections) == 1:
         raise ComponentError("config.json: rope_parameters has no mrope_section: which channels follow which axis")

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from components.models.base import HFConfig, Rule
+from components.models.base import HFConfig, Rule, text_part
 from components.models.dense import Biases
 from components.models.moe import glm_experts, moe_rules
 
 
 def biases(hf: HFConfig) -> Biases:
     """Of queries, keys and values, there unless config.json says otherwise; the output never has one."""
-    return Biases(qkv=bool(hf["text_config"].get("attention_bias", True)))
+    return Biases(qkv=bool(text_part(hf).get("attention_bias", True)))
 
 
 def rules(hf: HFConfig) -> tuple[Rule, ...]:

@@ -100,3 +100,9 @@ def test_clipped_tokens_have_no_gradient(new: float, old: float, advantage: floa
 def test_senseless_clips_are_refused(options: dict[str, float]) -> None:
     with pytest.raises(ComponentError, match="clip_low"):
         GRPO(**options)
+
+
+def test_no_advantage_is_no_loss_however_far_the_policy_has_gone() -> None:
+    new, old = torch.full((1, 1), -1.0), torch.full((1, 1), -95.0)
+    loss, metrics = GRPO().loss(new, old, torch.zeros(1), torch.ones(1, 1))
+    assert loss.item() == 0.0 and metrics["ppo_kl"].item() == -94.0

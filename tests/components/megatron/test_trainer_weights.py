@@ -9,6 +9,7 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
+from components.megatron.checkpoint import new_folder
 from components.megatron.trainer import MegatronTrainer
 from slime_launch.errors import ComponentError
 from slime_launch.interfaces import WeightSink
@@ -104,9 +105,7 @@ def test_missing_and_extra_names_are_listed_at_once(folders: dict[str, Path], tm
     tensors = load_file(folders["qwen3"] / "model.safetensors")
     tensors["model.extra.weight"] = tensors.pop("model.layers.1.self_attn.q_norm.weight")
     tensors["model.more.weight"] = tensors.pop("model.norm.weight")
-    (tmp_path / "config.json").write_text((folders["qwen3"] / "config.json").read_text())
-    save_file(tensors, tmp_path / "model.safetensors")
-    trainer = MegatronTrainer(**trainer_settings(tmp_path, "qwen3"))
+    trainer = MegatronTrainer(**trainer_settings(changed(folders["qwen3"], tmp_path / "in", tensors), "qwen3"))
     with pytest.raises(ComponentError) as caught:
         trainer.start({})
     trainer.stop()
@@ -114,15 +113,76 @@ def test_missing_and_extra_names_are_listed_at_once(folders: dict[str, Path], tm
         assert name in str(caught.value)
 
 
+def changed(folder: Path, target: Path, tensors: dict[str, torch.Tensor]) -> Path:
+    """A checkpoint of the same config.json with other tensors."""
+    target.mkdir()
+    (target / "config.json").write_text((folder / "config.json").read_text())
+    save_file(tensors, target / "model.safetensors")
+    return target
+
+
 def test_a_second_name_of_tied_weights_is_kept(folders: dict[str, Path], tmp_path: Path) -> None:
     tensors = load_file(folders["qwen3-odd"] / "model.safetensors")
     tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"].clone()
-    (tmp_path / "in").mkdir()
-    (tmp_path / "in" / "config.json").write_text((folders["qwen3-odd"] / "config.json").read_text())
-    save_file(tensors, tmp_path / "in" / "model.safetensors")
-    trainer = MegatronTrainer(**trainer_settings(tmp_path / "in", "qwen3"))
+    given = changed(folders["qwen3-odd"], tmp_path / "in", tensors)
+    trainer = MegatronTrainer(**trainer_settings(given, "qwen3"))
     trainer.start({})
     trainer.save_hf(str(tmp_path / "out"))
     trainer.stop()
     saved = load_file(tmp_path / "out" / "model.safetensors")
     assert saved.keys() == tensors.keys() and all(torch.equal(saved[name], tensors[name]) for name in tensors)
+
+
+def test_tied_weights_that_differ_are_refused(folders: dict[str, Path], tmp_path: Path) -> None:
+    tensors = load_file(folders["qwen3-odd"] / "model.safetensors")
+    tensors["lm_head.weight"] = tensors["model.embed_tokens.weight"] + 1
+    trainer = MegatronTrainer(**trainer_settings(changed(folders["qwen3-odd"], tmp_path / "in", tensors), "qwen3"))
+    with pytest.raises(ComponentError, match=r"ties lm_head\.weight to .*, and the two differ"):
+        trainer.start({})
+    trainer.stop()
+
+
+def test_stored_rotary_frequencies_are_not_weights(folders: dict[str, Path], tmp_path: Path) -> None:
+    tensors = load_file(folders["qwen3"] / "model.safetensors")
+    stored = {f"model.layers.{layer}.self_attn.rotary_emb.inv_freq": torch.ones(16) for layer in range(2)}
+    trainer = MegatronTrainer(**trainer_settings(changed(folders["qwen3"], tmp_path / "in", tensors | stored), "qwen3"))
+    trainer.start({})
+    trainer.save_hf(str(tmp_path / "out"))
+    trainer.stop()
+    assert load_file(tmp_path / "out" / "model.safetensors").keys() == tensors.keys()
+
+
+@pytest.mark.parametrize("renames", [0, 1])
+def test_an_export_that_is_interrupted_leaves_one_whole_folder(
+    renames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between any two renames, and with what an earlier one left behind."""
+    target, rename, done = tmp_path / "hf", Path.rename, []
+    target.mkdir()
+    (target / "old").touch()
+    (tmp_path / ".hf.new").mkdir()
+    (tmp_path / ".hf.new" / "torn").touch()
+
+    def interrupted(self: Path, other: Path) -> Path:
+        if len(done) == renames:
+            done.append(other)
+            raise KeyboardInterrupt
+        done.append(other)
+        return rename(self, other)
+
+    monkeypatch.setattr(Path, "rename", interrupted)
+    with pytest.raises(KeyboardInterrupt), new_folder(target) as fresh:
+        (fresh / "new").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"] and [path.name for path in target.iterdir()] == ["old"]
+    with new_folder(target) as fresh:
+        (fresh / "new").touch()
+    assert [path.name for path in tmp_path.iterdir()] == ["hf"] and [path.name for path in target.iterdir()] == ["new"]
+
+
+def test_a_killed_export_is_taken_back(tmp_path: Path) -> None:
+    (tmp_path / ".hf.old").mkdir()
+    (tmp_path / ".hf.old" / "before").touch()
+    with pytest.raises(RuntimeError), new_folder(tmp_path / "hf"):
+        assert (tmp_path / "hf" / "before").exists()
+        raise RuntimeError
+    assert (tmp_path / "hf" / "before").exists()

@@ -107,6 +107,23 @@ def test_half_of_a_head_turns_where_nothing_is_said(family: str) -> None:
     assert load_family(family).gpt(hf)["rotary_percent"] == 0.5
 
 
+def test_a_flat_config_of_a_model_with_a_tower_says_the_same() -> None:
+    hf, family = config_of("glm4v_moe"), load_family("glm4v_moe")
+    flat = {**{key: value for key, value in hf.items() if key != "text_config"}, **hf["text_config"]}
+    assert family.transformer(flat) == family.transformer(hf)
+
+
+def test_towers_take_the_trainers_type_and_keep_the_frequencies() -> None:
+    import torch
+
+    from components.models.vision import in_type
+
+    tower = torch.nn.Linear(2, 2)
+    tower.register_buffer("inv_freq", torch.tensor([1 / 3]), persistent=False)
+    in_type(tower, torch.bfloat16)
+    assert tower.weight.dtype == torch.bfloat16 and tower.inv_freq.dtype == torch.float32
+
+
 def test_experts_and_layers_are_numbered_over_all_ranks() -> None:
     from components.megatron.platform import load_platform
 

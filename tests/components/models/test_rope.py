@@ -93,6 +93,15 @@ def test_keys_of_transformers_4_mean_the_same(rope: dict[str, Any]) -> None:
     assert rope_of(new).gain == rope_of(older).gain
 
 
+@pytest.mark.parametrize("name", ["llama", "qwen2", "qwen3", "glm4", "qwen2_5_vl_text"])
+def test_a_base_that_is_not_given_is_that_of_transformers(name: str) -> None:
+    from transformers import AutoConfig
+
+    shape = {"hidden_size": 64, "num_attention_heads": 2, "head_dim": 32, "max_position_embeddings": 256}
+    default = AutoConfig.for_model(name).default_theta
+    assert rope_of(shape | {"model_type": name}).theta == default
+
+
 def test_published_qwen2_5_vl_positions_are_plain_with_sections() -> None:
     shape = {"hidden_size": 3584, "num_attention_heads": 28, "max_position_embeddings": 128000, "rope_theta": 1e6}
     rope = rope_of(shape | {"rope_scaling": {"type": "mrope", "mrope_section": [16, 24, 24]}})
@@ -104,7 +113,6 @@ def test_published_qwen2_5_vl_positions_are_plain_with_sections() -> None:
     [
         ({"rope_type": "longrope", "factor": 2.0}, "rope_type='longrope'"),
         ({"rope_type": "dynamic", "factor": 2.0}, "rope_type='dynamic'"),
-        ({"rope_theta": None}, "rope_theta"),
         ({"rope_type": "yarn"}, "factor"),
         ({"rope_type": "linear"}, "factor"),
         (LLAMA31 | {"high_freq_factor": None}, "high_freq_factor"),
