@@ -240,6 +240,10 @@ class MegatronTrainer:
         """Leave the engines and the other ranks."""
         self._sender.close()
         self._writing = None
+        if self._parts is not None:
+            from components.megatron.build import let_go
+
+            let_go(self._parts.chunks)
         if self._started:
             from components.megatron.parallel import leave_world
 
