@@ -6,11 +6,12 @@ from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import psutil
 import pytest
 
 from slime_launch.cluster.needs import PlacementError
 from slime_launch.cluster.seats import reserve
-from slime_launch.errors import ComponentError
+from slime_launch.errors import ComponentError, DeadlineError, LogprobGapError
 from slime_launch.launch import Fleet
 from slime_launch.plan import LaunchPlan
 from tests.slime_launch.clusters import assert_as_planned, logical_nodes, quiet, running, where
@@ -142,6 +143,37 @@ def test_a_taken_port_and_a_hidden_folder_are_named(tmp_path: Path) -> None:
         here = replace(plan, cluster=replace(plan.cluster, base_port=held.getsockname()[1], num_ports=1))
         with pytest.raises(PlacementError, match="are taken"), reserve(here, tmp_path, quiet(), 30.0):
             pytest.fail("the port is taken")
+
+
+@pytest.mark.usefixtures("nodes")
+def test_the_first_failure_ends_the_wait_whoever_hangs(tmp_path: Path) -> None:
+    """As ranks do whose peer has left a collective; they end at once, too, and are not asked to stop first."""
+    rank = [f"trainer-{number}" for number in range(8)]
+    with running(several("trainer.parallel.dp=8"), tmp_path) as (_, fleet):
+        processes = {name: psutil.Process(here["pid"]) for name, here in where(fleet).items()}
+
+        def act(*ranks: int, timeout_s: float = 600.0, **deeds: str) -> list[str]:
+            names = [rank[number] for number in ranks]
+            by_name = {f"trainer-{key[1:]}": deed for key, deed in deeds.items()}
+            answers: list[str] = fleet.call(names, "act", by_name, what="acting", timeout_s=timeout_s)
+            return answers
+
+        assert act(2, 0, 1) == ["trainer-2", "trainer-0", "trainer-1"]
+        with pytest.raises(LogprobGapError, match=r"^trainer-0, trainer-1, trainer-2, trainer-3 and 1 more: the gap$"):
+            act(*range(6), **{f"_{number}": "the gap" for number in range(5)})
+        with pytest.raises(ComponentError, match=r"^trainer-1: it does not fit; no answer yet from trainer-0$"):
+            act(0, 1, 2, _0="hang", _1="it does not fit")
+        with pytest.raises(
+            ComponentError,
+            match=r"^acting: trainer-3 died \(.*\); trainer-2: a peer is gone; no answer yet from trainer-4$",
+        ):
+            act(2, 3, 4, _2="a peer is gone", _3="die", _4="hang")
+        with pytest.raises(DeadlineError, match=r"^acting: trainer-5, trainer-6: not done after 1 s"):
+            act(5, 6, 7, timeout_s=1.0, _5="hang", _6="hang")
+        fleet.stop(600.0)
+        hung = [processes[rank[number]] for number in (0, 4, 5, 6)]
+        assert psutil.wait_procs(hung, timeout=60)[1] == []
+        assert all(process.is_running() for name, process in processes.items() if name in (rank[1], "engine-0"))
 
 
 @pytest.mark.usefixtures("nodes")
