@@ -48,7 +48,7 @@ class Answers:
         who: dict[str, list[str]] = {}
         for name, error in failed:
             who.setdefault(str(error), []).append(name)
-        told = [_said(names, text) for text, names in who.items()]
+        told = [_said(sorted(names, key=self._order.index), text) for text, names in who.items()]
         if self.owed:
             told.append(f"no answer yet from {_listed(self.owed)}")
         error = failed[0][1]

@@ -20,7 +20,7 @@ from slime_launch.reuse import ONE_SHOT, SERVERS, reusable
 _TICK_S = 0.25
 _HEALTH_EVERY_S = 2.0
 _GRACE_S = 1.0
-"""After a failure: for actors that failed with it or because of it, and for the guard of a server that was killed."""
+"""For actors that failed with the first one or because of it."""
 _CREATE_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 5.0
 _HAND_OVER_TIMEOUT_S = 60.0
@@ -139,6 +139,7 @@ class Fleet:
         while answers.owed:
             signals.check()
             if not answers.look(_TICK_S):
+                time.sleep(_TICK_S)  # the guard of a server that was killed needs a moment to tell
                 answers.look(_GRACE_S, everyone=True)
                 self.check_servers()  # one that has just died explains it better than who asked it
                 raise answers.failure()

@@ -11,6 +11,7 @@ from typing import Any
 
 from slime_launch.errors import ComponentError, LogprobGapError
 from slime_launch.plan import LaunchPlan, bare
+from slime_launch.types import Sample
 
 STUB = "tests.slime_launch.stubs.Payload"
 
@@ -57,6 +58,10 @@ class Payload:
         elif deed is not None:
             raise LogprobGapError(deed) if "gap" in deed else ComponentError(deed)
         return self._name
+
+    def read(self, samples: Sequence[Sample], names: Sequence[str]) -> list[float]:
+        """The sums of the first sample's media of these names."""
+        return [float(samples[0].media[name].sum()) for name in names]
 
 
 def stubbed(plan: LaunchPlan) -> LaunchPlan:

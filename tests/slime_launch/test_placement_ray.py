@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 
@@ -13,7 +15,9 @@ from slime_launch.cluster.needs import PlacementError
 from slime_launch.cluster.seats import reserve
 from slime_launch.errors import ComponentError, DeadlineError, LogprobGapError
 from slime_launch.launch import Fleet
+from slime_launch.media import LARGE, packed
 from slime_launch.plan import LaunchPlan
+from slime_launch.types import Prompt, Sample
 from tests.slime_launch.clusters import assert_as_planned, logical_nodes, quiet, running, where
 from tests.slime_launch.plans import plan_for
 from tests.slime_launch.stubs import stubbed
@@ -174,6 +178,37 @@ def test_the_first_failure_ends_the_wait_whoever_hangs(tmp_path: Path) -> None:
         hung = [processes[rank[number]] for number in (0, 4, 5, 6)]
         assert psutil.wait_procs(hung, timeout=60)[1] == []
         assert all(process.is_running() for name, process in processes.items() if name in (rank[1], "engine-0"))
+
+
+@pytest.mark.usefixtures("nodes")
+def test_pixels_travel_to_the_nodes_where_they_are_read(tmp_path: Path) -> None:
+    """Grids are read on both nodes, pixels on one; only that one gets a copy."""
+    import ray
+    from ray.experimental import get_object_locations
+
+    media = {"pixel_values": np.ones((LARGE, 4), np.float32), "image_grid_thw": np.array([[1, 4, 4]])}
+    plan = several("cluster.gpus_per_node=1", "trainer.parallel.dp=2", nodes=3)
+    with running(plan, tmp_path) as (_, fleet):
+        here = ray.get_runtime_context().get_node_id()
+        away = {seen["node"]: name for name, seen in where(fleet).items() if seen["node"] != here}
+        (reader_node, reader), (_, other), *_ = away.items()
+        batch = packed([Sample(0, 0, Prompt([], ""), "", [1], media=media)])
+        pixels = batch[0].media._entries["pixel_values"].ref  # type: ignore[attr-defined]
+        sent = ray.put(batch)
+
+        def nodes_with_pixels() -> set[str]:
+            return set(get_object_locations([pixels])[pixels]["node_ids"])
+
+        for name in (reader, other):
+            read = fleet.call([name], "read", sent, ["image_grid_thw"], what="reading", timeout_s=60.0)
+            assert read == [[9.0]]
+        assert nodes_with_pixels() == {here}
+        [[total]] = fleet.call([reader], "read", sent, ["pixel_values"], what="reading", timeout_s=60.0)
+        assert total == 4.0 * LARGE
+        until = time.monotonic() + 30
+        while nodes_with_pixels() == {here} and time.monotonic() < until:
+            time.sleep(0.1)  # the owner hears of copies a little later
+        assert nodes_with_pixels() == {here, reader_node}
 
 
 @pytest.mark.usefixtures("nodes")
