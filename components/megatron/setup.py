@@ -79,7 +79,9 @@ def _batcher(trainer: MegatronTrainer, family: Family, hf: HFConfig, built: Buil
     from components.megatron.batches import Batcher
     from components.megatron.critic import decoder_of
     from components.megatron.cutting import Bounds
+    from components.models.context import this_context
 
+    context = this_context()
     return Batcher(
         family=family,
         hf=hf,
@@ -94,5 +96,6 @@ def _batcher(trainer: MegatronTrainer, family: Family, hf: HFConfig, built: Buil
         ),
         device=trainer.platform.device,
         media=parallel_state.is_pipeline_first_stage(ignore_virtual=True),
-        length_multiple=trainer.sizes.tp if trainer.sizes.sp else 1,
+        length_multiple=context.multiple * (trainer.sizes.tp if trainer.sizes.sp else 1),
+        context=context,
     )
