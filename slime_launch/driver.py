@@ -12,6 +12,7 @@ from slime_launch.errors import ComponentError
 from slime_launch.interfaces import Restored, Tracker
 from slime_launch.launch import Fleet
 from slime_launch.manifest import Manifest
+from slime_launch.media import packed
 from slime_launch.progress import Progress
 from slime_launch.records import Records
 from slime_launch.resume import Start
@@ -86,7 +87,7 @@ class Loop:
         """One optimizer step on every rank."""
         import ray
 
-        batch = ray.put(samples)
+        batch = ray.put(packed(samples))
         timeout_s = self.config.trainer.timeout_s
         return self._metrics(self._trainers, "train", step, batch, what="training", timeout_s=timeout_s)
 

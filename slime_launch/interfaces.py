@@ -74,11 +74,25 @@ class Restored:
 
 
 @runtime_checkable
+class RemoteMedia(Protocol):
+    """Beside being a mapping: ``Sample.media`` of which the large arrays are elsewhere until they are read.
+
+    A rank should read what its part of the model takes, and nothing else: what nobody reads on a node never goes there.
+    """
+
+    def digest(self, name: str) -> bytes:
+        """Equal for arrays of equal content, without reading them: all ranks decide alike who shares a row."""
+
+
+@runtime_checkable
 class Trainer(Component, Protocol):
     """A Megatron rank. Every rank gets the same calls in the same order; rank 0's answers count."""
 
     def train(self, step: int, samples: list[Sample]) -> Metrics:
-        """One GRPO step over the whole rollout batch. Returns ``train/*`` metrics, the logprob gap among them."""
+        """One GRPO step over the whole rollout batch. Returns ``train/*`` metrics, the logprob gap among them.
+
+        Every rank gets all samples, with ``RemoteMedia`` where there are any, and prompts without image files.
+        """
 
     def sync(self, version: int) -> Metrics:
         """Push the weights into every engine. Returns ``perf/update_weights_*``."""

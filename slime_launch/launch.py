@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from slime_launch import signals
+from slime_launch.answers import Answers, answer
 from slime_launch.cluster.seats import Seats
 from slime_launch.errors import ComponentError, DeadlineError, LaunchError
 from slime_launch.plan import Actor, LaunchPlan, bare, fill_in
@@ -18,6 +19,8 @@ from slime_launch.reuse import ONE_SHOT, SERVERS, reusable
 
 _TICK_S = 0.25
 _HEALTH_EVERY_S = 2.0
+_GRACE_S = 1.0
+"""For actors that failed with the first one or because of it."""
 _CREATE_TIMEOUT_S = 120.0
 _STOP_TIMEOUT_S = 5.0
 _HAND_OVER_TIMEOUT_S = 60.0
@@ -45,6 +48,7 @@ class Fleet:
         self._handles: dict[str, Any] = {}
         self._provided: dict[str, dict[str, Any]] = {}
         self._watched: list[str] = []
+        self._stuck: set[str] = set()
 
     def start(self, kept: Mapping[str, Member] | None = None) -> None:
         """Start every phase; actors of one phase start side by side.
@@ -56,8 +60,8 @@ class Fleet:
         for name, member in (kept or {}).items():
             self._handles[name], self._provided[name] = member.handle, member.provided
             self._watched.append(name)
-        renewed = [self._handles[name].renew.remote() for name in kept or {}]
-        self.wait(renewed, "readying kept servers", self._start_timeout_s)
+        renewed = {name: self._handles[name].renew.remote() for name in kept or {}}
+        self._wait(renewed, "readying kept servers", self._start_timeout_s)
         for phase in self.plan.phases():
             self._start_phase([actor for actor in phase if actor.name not in self._handles])
 
@@ -71,7 +75,7 @@ class Fleet:
         calls = {actor.name: self._handles[actor.name].start.remote(self._needs(actor)) for actor in actors}
         began = time.monotonic()
         what = "starting " + ", ".join(calls)
-        results = self.wait(list(calls.values()), what, self._start_timeout_s + _CREATE_TIMEOUT_S)
+        results = self._wait(calls, what, self._start_timeout_s + _CREATE_TIMEOUT_S)
         self._progress.line(f"  {', '.join(calls)} up in {time.monotonic() - began:.0f} s")
         self._provided |= dict(zip(calls, results, strict=True))
         self._watched += [actor.name for actor in actors if actor.kind in SERVERS]
@@ -112,43 +116,40 @@ class Fleet:
     def call(self, names: Sequence[str], method: str, *args: Any, what: str, timeout_s: float) -> list[Any]:
         """Call one method of several actors at once and wait for all answers, in order.
 
-        Raises what the component raised, ComponentError when an actor or server died, DeadlineError after
-        ``timeout_s``.
+        The first failure ends the wait, whatever the others do. Raises what the component raised, ComponentError when
+        an actor or server died, DeadlineError after ``timeout_s``; the message names the actors.
         """
-        return self.wait([self._handles[name].call.remote(method, *args) for name in names], what, timeout_s)
+        calls = {name: self._handles[name].call.remote(method, *args) for name in names}
+        return self._wait(calls, what, timeout_s)
 
-    def wait(self, calls: list[Any], what: str, timeout_s: float) -> list[Any]:
-        """Wait for Ray calls, watching the servers meanwhile."""
-        import ray
+    def _wait(self, calls: Mapping[str, Any], what: str, timeout_s: float) -> list[Any]:
+        """Wait for Ray calls by actor, watching the servers meanwhile."""
+        answers = Answers(calls, what)
+        try:
+            with self._progress.waiting(what):
+                self._watch(answers, what, timeout_s)
+        except LaunchError:
+            self._stuck |= answers.owed.keys()  # for one, peers of a rank that failed wait for it in a collective
+            raise
+        return answers.values()
 
+    def _watch(self, answers: Answers, what: str, timeout_s: float) -> None:
         began = time.monotonic()
         next_health = began + _HEALTH_EVERY_S
-        with self._progress.waiting(what):
-            left = calls
-            while left:
-                signals.check()
-                done, left = ray.wait(left, timeout=_TICK_S)
-                for call in done:
-                    self._raise_failure(call, what)
-                now = time.monotonic()
-                if left and now > next_health:
-                    next_health = now + _HEALTH_EVERY_S
-                    self.check_servers()
-                if left and now - began > timeout_s:
-                    raise DeadlineError(
-                        f"{what}: not done after {timeout_s:.0f} s; the logs are in {self._run_dir / 'logs'}"
-                    )
-                self._progress.tick()
-        return [_get(call, what) for call in calls]
-
-    def _raise_failure(self, call: Any, what: str) -> None:
-        """Raise what a finished call raised; a server that has just died explains it better than who asked it."""
-        try:
-            _get(call, what)
-        except ComponentError:
-            time.sleep(_TICK_S)  # the guard of a server that was killed needs a moment to tell
-            self.check_servers()
-            raise
+        while answers.owed:
+            signals.check()
+            if not answers.look(_TICK_S):
+                time.sleep(_TICK_S)  # the guard of a server that was killed needs a moment to tell
+                answers.look(_GRACE_S, everyone=True)
+                self.check_servers()  # one that has just died explains it better than who asked it
+                raise answers.failure()
+            now = time.monotonic()
+            if answers.owed and now > next_health:
+                next_health = now + _HEALTH_EVERY_S
+                self.check_servers()
+            if answers.owed and now - began > timeout_s:
+                raise answers.late(f"not done after {timeout_s:.0f} s; the logs are in {self._run_dir / 'logs'}")
+            self._progress.tick()
 
     def check_servers(self) -> None:
         """Raise ComponentError when a server that was up is not any more."""
@@ -190,32 +191,26 @@ class Fleet:
             raise DeadlineError(f"actors of {self.plan.name} did not end within {_HAND_OVER_TIMEOUT_S:.0f} s")
 
     def stop(self, timeout_s: float = _STOP_TIMEOUT_S) -> None:
-        """Ask every component to stop; what does not in time ends with its seats."""
+        """Ask every component to stop; what does not in time ends with its seats.
+
+        One that is stuck in a call would not hear it: it ends now, but for servers, which hear it meanwhile.
+        """
         import ray
 
+        if not ray.is_initialized():
+            return
+        kinds = {actor.name: actor.kind for actor in self.plan.actors}
+        for name in [name for name in self._stuck & self._handles.keys() if kinds[name] not in SERVERS]:
+            ray.kill(self._handles.pop(name))
         calls = [handle.stop.remote() for handle in reversed(self._handles.values())]
-        if calls and ray.is_initialized():
+        if calls:
             ray.wait(calls, num_returns=len(calls), timeout=timeout_s)
 
 
 def _failure(call: Any, name: str) -> ComponentError | None:
     """What a server answered to the question whether it is broken, or how its actor ended instead of answering."""
     try:
-        broken = _get(call, f"asking {name}")
+        broken = answer(call, "asking for its health", name)
     except ComponentError as error:
         return error
     return None if broken is None else ComponentError(broken)
-
-
-def _get(call: Any, what: str) -> Any:
-    import ray
-
-    try:
-        return ray.get(call)
-    except ray.exceptions.RayTaskError as error:
-        cause = error.cause
-        if isinstance(cause, LaunchError):
-            raise cause from None
-        raise ComponentError(f"{what}: {cause!r}") from error
-    except ray.exceptions.RayActorError as error:
-        raise ComponentError(f"{what}: an actor died ({' '.join(str(error).split())[:500]})") from None

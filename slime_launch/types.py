@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from enum import StrEnum
+from hashlib import blake2b
 from typing import Any
 
 import numpy as np
@@ -26,6 +27,12 @@ class Status(StrEnum):
     COMPLETED = "completed"
     TRUNCATED = "truncated"
     ABORTED = "aborted"
+
+
+def digest(array: NDArray[np.generic]) -> bytes:
+    """Equal for arrays of equal shape, type and content."""
+    shape = repr((array.shape, array.dtype.str)).encode()
+    return blake2b(np.ascontiguousarray(array).data, digest_size=16, key=shape[:64]).digest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -84,7 +91,8 @@ class Sample:
     response_ids, logprobs, loss_mask, weight_versions: length R each. logprobs are the engine's, natural log, at
         rollout temperature; 0.0 where no engine sampled. loss_mask: 1 on tokens that train. weight_versions: the step
         whose weights the engine served when it sampled the token, UNSAMPLED where none did.
-    media: processor outputs the trainer's model takes beside the ids, e.g. pixel_values [patches, features].
+    media: processor outputs the trainer's model takes beside the ids, e.g. pixel_values [patches, features]; as a
+        trainer gets them, ``slime_launch.interfaces.RemoteMedia``.
     reward: the scalar that advantages come from. reward_parts: by name. raw_reward: what to report in its place.
     dropped: why it is not to be trained on; empty when it is.
     metadata: what a user's generate function or reward keeps with it.
@@ -102,7 +110,7 @@ class Sample:
     weight_versions: list[int] = field(default_factory=list)
     status: Status = Status.PENDING
     part: int = 0
-    media: dict[str, NDArray[np.generic]] = field(default_factory=dict)
+    media: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
     reward: float = 0.0
     reward_parts: dict[str, float] = field(default_factory=dict)
     raw_reward: float | None = None

@@ -54,8 +54,9 @@ class Batcher:
     """Cuts samples into micro-batches within ``bounds`` for one model.
 
     Where samples share a row, the model must take rotary positions from the batch. media: build the towers' inputs,
-    which the first pipeline stage alone reads. length_multiple: rows are padded to one of it, for ranks that share the
-    sequence. context: this rank's part of every row.
+    which the first pipeline stage alone reads: pixels of ``slime_launch.interfaces.RemoteMedia`` come to the ranks that
+    compute their samples there, and to no other. length_multiple: rows are padded to one of it, for ranks that share
+    the sequence. context: this rank's part of every row.
     """
 
     family: Family

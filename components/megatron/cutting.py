@@ -8,13 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from hashlib import blake2b
 from heapq import heapify, heapreplace
 from typing import Any
 
-import numpy as np
-
-from slime_launch.types import Sample
+from slime_launch.interfaces import RemoteMedia
+from slime_launch.types import Sample, digest
 
 Pack = list[int]
 """Numbers of samples that share a row."""
@@ -161,9 +159,10 @@ def row_length(samples: Sequence[Sample], pack: Pack) -> int:
 
 def media_key(sample: Sample, names: Sequence[str], known: dict[int, bytes]) -> tuple[bytes, ...]:
     """Equal for samples with the same media. ``known``: digests of arrays by ``id``, so that one is taken once."""
+    if isinstance(sample.media, RemoteMedia):
+        return tuple(map(sample.media.digest, names))
     arrays = [sample.media[name] for name in names]
     for array in arrays:
         if id(array) not in known:
-            shape = repr((array.shape, array.dtype.str)).encode()
-            known[id(array)] = blake2b(np.ascontiguousarray(array).data, digest_size=16, key=shape[:64]).digest()
+            known[id(array)] = digest(array)
     return tuple(known[id(array)] for array in arrays)

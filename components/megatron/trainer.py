@@ -156,6 +156,8 @@ class MegatronTrainer:
     def train(self, step: int, samples: list[Sample]) -> Metrics:
         """``num_minibatches`` optimizer steps over the rollout's samples.
 
+        A step without any token that counts is skipped (``train/skipped_steps``): weights, moments and the learning
+        rate's schedule stay where they are.
         The loss of an optimizer step is the sum over its counted tokens divided by their number, however it is cut.
         Raises LogprobGapError before any update when trainer and engine disagree, ComponentError for a loss or gradient
         that is not finite or for samples that do not fit together.
@@ -240,6 +242,10 @@ class MegatronTrainer:
         """Leave the engines and the other ranks."""
         self._sender.close()
         self._writing = None
+        if self._parts is not None:
+            from components.megatron.build import let_go
+
+            let_go(self._parts.chunks)
         if self._started:
             from components.megatron.parallel import leave_world
 

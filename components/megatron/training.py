@@ -21,9 +21,10 @@ if TYPE_CHECKING:
 
 
 def train(parts: Parts, step: int, samples: Sequence[Sample], num_minibatches: int, max_logprob_gap: float) -> Metrics:
-    """Collective. ``num_minibatches`` optimizer steps; see ``components.megatron.trainer.MegatronTrainer.train``."""
+    """Collective. An optimizer step a minibatch; see ``components.megatron.trainer.MegatronTrainer.train``."""
     began = time.perf_counter()
     batches = _cut(parts, step, samples, num_minibatches)
+    skipped = num_minibatches - len(batches)
     first = None
     if num_minibatches > 1:
         first = parts.stepper.logprobs(list(chain.from_iterable(batches)))
@@ -45,6 +46,7 @@ def train(parts: Parts, step: int, samples: Sequence[Sample], num_minibatches: i
     return _means(reports) | {
         "train/grad_norm": sum(norms) / len(norms),
         "train/lr-pg_0": rate,
+        "train/skipped_steps": float(skipped),
         "train/train_rollout_logprob_abs_diff": gap.mean(GAP),
         "train/train_rollout_logprob_abs_diff/max": gap.gap_max,
         "perf/train_time": time.perf_counter() - began,
@@ -52,20 +54,27 @@ def train(parts: Parts, step: int, samples: Sequence[Sample], num_minibatches: i
 
 
 def _cut(parts: Parts, step: int, samples: Sequence[Sample], num_minibatches: int) -> list[list[MicroBatch]]:
-    """This data-parallel rank's micro-batches of each optimizer step."""
+    """This data-parallel rank's micro-batches of each optimizer step.
+
+    A minibatch in which no token counts has no step: Adam's moments and the weight decay would move the weights without
+    a gradient. Every rank has all samples, so all leave out the same. Raises ComponentError when none is left.
+    """
     advantages_N = sample_advantages(parts.algorithm, samples)
     newest = max(newest_version(samples), step - 1)  # a batch of kept rollouts may hold older tokens alone
     part, count = parallel_state.get_data_parallel_rank(), parallel_state.get_data_parallel_world_size()
-    return [
-        parts.batcher.cut([samples[i] for i in some], advantages_N[list(some)], part, count, newest)
-        for some in minibatches(len(samples), num_minibatches)
-    ]
+    batches = []
+    for some in minibatches(len(samples), num_minibatches):
+        mine = [samples[i] for i in some]
+        micro = parts.batcher.cut(mine, advantages_N[list(some)], part, count, newest)
+        if any(any(sample.loss_mask) for sample in mine):
+            batches.append(micro)
+    if not batches:
+        raise ComponentError(f"step {step}: no token of the batch counts (loss_mask is zero everywhere)")
+    return batches
 
 
 def _check(step: int, report: Report, max_logprob_gap: float) -> None:
-    """Raises unless tokens count and trainer and engine agree on them; to be called before the first update."""
-    if not report.sums.get(TOKENS):
-        raise ComponentError(f"step {step}: no token of the batch counts (loss_mask is zero everywhere)")
+    """Raises unless trainer and engine agree on the tokens that count; to be called before the first update."""
     gap = report.mean(GAP)
     if not gap <= max_logprob_gap:
         raise LogprobGapError(

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+import signal
+import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from slime_launch.errors import ComponentError, LogprobGapError
 from slime_launch.plan import LaunchPlan, bare
+from slime_launch.types import Sample
 
 STUB = "tests.slime_launch.stubs.Payload"
 
@@ -43,6 +47,21 @@ class Payload:
     def break_down(self) -> None:
         """Not healthy from now on."""
         self._broken = f"{self._name} broke"
+
+    def act(self, deeds: Mapping[str, str]) -> str:
+        """Hang, die, or raise what ``deeds`` say under this actor's name; without one, answer with the name."""
+        deed = deeds.get(self._name)
+        if deed == "hang":
+            time.sleep(900)
+        elif deed == "die":
+            os.kill(os.getpid(), signal.SIGKILL)
+        elif deed is not None:
+            raise LogprobGapError(deed) if "gap" in deed else ComponentError(deed)
+        return self._name
+
+    def read(self, samples: Sequence[Sample], names: Sequence[str]) -> list[float]:
+        """The sums of the first sample's media of these names."""
+        return [float(samples[0].media[name].sum()) for name in names]
 
 
 def stubbed(plan: LaunchPlan) -> LaunchPlan:

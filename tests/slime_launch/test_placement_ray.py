@@ -2,17 +2,22 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
+import numpy as np
+import psutil
 import pytest
 
 from slime_launch.cluster.needs import PlacementError
 from slime_launch.cluster.seats import reserve
-from slime_launch.errors import ComponentError
+from slime_launch.errors import ComponentError, DeadlineError, LogprobGapError
 from slime_launch.launch import Fleet
+from slime_launch.media import LARGE, packed
 from slime_launch.plan import LaunchPlan
+from slime_launch.types import Prompt, Sample
 from tests.slime_launch.clusters import assert_as_planned, logical_nodes, quiet, running, where
 from tests.slime_launch.plans import plan_for
 from tests.slime_launch.stubs import stubbed
@@ -142,6 +147,68 @@ def test_a_taken_port_and_a_hidden_folder_are_named(tmp_path: Path) -> None:
         here = replace(plan, cluster=replace(plan.cluster, base_port=held.getsockname()[1], num_ports=1))
         with pytest.raises(PlacementError, match="are taken"), reserve(here, tmp_path, quiet(), 30.0):
             pytest.fail("the port is taken")
+
+
+@pytest.mark.usefixtures("nodes")
+def test_the_first_failure_ends_the_wait_whoever_hangs(tmp_path: Path) -> None:
+    """As ranks do whose peer has left a collective; they end at once, too, and are not asked to stop first."""
+    rank = [f"trainer-{number}" for number in range(8)]
+    with running(several("trainer.parallel.dp=8"), tmp_path) as (_, fleet):
+        processes = {name: psutil.Process(here["pid"]) for name, here in where(fleet).items()}
+
+        def act(*ranks: int, timeout_s: float = 600.0, **deeds: str) -> list[str]:
+            names = [rank[number] for number in ranks]
+            by_name = {f"trainer-{key[1:]}": deed for key, deed in deeds.items()}
+            answers: list[str] = fleet.call(names, "act", by_name, what="acting", timeout_s=timeout_s)
+            return answers
+
+        assert act(2, 0, 1) == ["trainer-2", "trainer-0", "trainer-1"]
+        with pytest.raises(LogprobGapError, match=r"^trainer-0, trainer-1, trainer-2, trainer-3 and 1 more: the gap$"):
+            act(*range(6), **{f"_{number}": "the gap" for number in range(5)})
+        with pytest.raises(ComponentError, match=r"^trainer-1: it does not fit; no answer yet from trainer-0$"):
+            act(0, 1, 2, _0="hang", _1="it does not fit")
+        with pytest.raises(
+            ComponentError,
+            match=r"^acting: trainer-3 died \(.*\); trainer-2: a peer is gone; no answer yet from trainer-4$",
+        ):
+            act(2, 3, 4, _2="a peer is gone", _3="die", _4="hang")
+        with pytest.raises(DeadlineError, match=r"^acting: trainer-5, trainer-6: not done after 1 s"):
+            act(5, 6, 7, timeout_s=1.0, _5="hang", _6="hang")
+        fleet.stop(600.0)
+        hung = [processes[rank[number]] for number in (0, 4, 5, 6)]
+        assert psutil.wait_procs(hung, timeout=60)[1] == []
+        assert all(process.is_running() for name, process in processes.items() if name in (rank[1], "engine-0"))
+
+
+@pytest.mark.usefixtures("nodes")
+def test_pixels_travel_to_the_nodes_where_they_are_read(tmp_path: Path) -> None:
+    """Grids are read on both nodes, pixels on one; only that one gets a copy."""
+    import ray
+    from ray.experimental import get_object_locations
+
+    media = {"pixel_values": np.ones((LARGE, 4), np.float32), "image_grid_thw": np.array([[1, 4, 4]])}
+    plan = several("cluster.gpus_per_node=1", "trainer.parallel.dp=2", nodes=3)
+    with running(plan, tmp_path) as (_, fleet):
+        here = ray.get_runtime_context().get_node_id()
+        away = {seen["node"]: name for name, seen in where(fleet).items() if seen["node"] != here}
+        (reader_node, reader), (_, other), *_ = away.items()
+        batch = packed([Sample(0, 0, Prompt([], ""), "", [1], media=media)])
+        pixels = batch[0].media._entries["pixel_values"].ref  # type: ignore[attr-defined]
+        sent = ray.put(batch)
+
+        def nodes_with_pixels() -> set[str]:
+            return set(get_object_locations([pixels])[pixels]["node_ids"])
+
+        for name in (reader, other):
+            read = fleet.call([name], "read", sent, ["image_grid_thw"], what="reading", timeout_s=60.0)
+            assert read == [[9.0]]
+        assert nodes_with_pixels() == {here}
+        [[total]] = fleet.call([reader], "read", sent, ["pixel_values"], what="reading", timeout_s=60.0)
+        assert total == 4.0 * LARGE
+        until = time.monotonic() + 30
+        while nodes_with_pixels() == {here} and time.monotonic() < until:
+            time.sleep(0.1)  # the owner hears of copies a little later
+        assert nodes_with_pixels() == {here, reader_node}
 
 
 @pytest.mark.usefixtures("nodes")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from collections import UserDict
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
@@ -16,7 +17,7 @@ from hypothesis import strategies as st
 
 from components.megatron.cutting import Bounds
 from components.megatron.trainer import MegatronTrainer
-from slime_launch.types import Sample
+from slime_launch.types import Sample, digest
 from tests.components.megatron.helpers import OPTIM, image_prompt, make_sample, trainer_settings, write_random
 
 LOSS, TOKENS = "loss", "tokens"
@@ -94,15 +95,40 @@ def test_samples_with_and_without_images_are_the_sum_of_each_alone(trainer: Mega
     assert_same(computed(trainer, samples, Bounds(samples=1), len(samples)), whole)
 
 
-def test_only_the_first_stage_builds_the_towers_inputs(trainer: MegatronTrainer) -> None:
-    batcher = trainer._ready().batcher
-    samples = mixed(0, size=1)
-    first, later = (
-        replace(batcher, media=media, bounds=Bounds(samples=64)).cut(samples, torch.zeros(len(samples)), 0, 1)[0].inputs
-        for media in (True, False)
+class Afar(UserDict[str, Any]):
+    """Media as they travel; what was read of them."""
+
+    def __init__(self, media: Any, read: list[str]) -> None:
+        super().__init__(media)
+        self.read = read
+
+    def digest(self, name: str) -> bytes:
+        return digest(self.data[name])
+
+    def __getitem__(self, name: str) -> Any:
+        self.read.append(name)
+        return self.data[name]
+
+
+def test_only_the_first_stage_reads_pixels_and_only_of_its_own_samples(trainer: MegatronTrainer) -> None:
+    batcher = replace(trainer._ready().batcher, bounds=Bounds(samples=64))
+    samples = mixed(0)
+    advantages_N = torch.zeros(len(samples))
+    read: list[str] = []
+    afar = [replace(sample, media=Afar(sample.media, read) if sample.media else {}) for sample in samples]
+    first, plain = (batcher.cut(some, advantages_N, 0, 1)[0].inputs for some in (afar, samples))
+    assert read.count("pixel_values") == 3, "one read for each prompt with images"
+    assert torch.equal(
+        first["media"]["vision"]["inputs"]["pixel_values"], plain["media"]["vision"]["inputs"]["pixel_values"]
     )
-    assert len(first["media"]["vision"]["inputs"]["image_grid_thw"]) == 4 and "media" not in later
+    read.clear()
+    later = replace(batcher, media=False).cut(afar, advantages_N, 0, 1)[0].inputs
+    assert "media" not in later and set(read) == {"image_grid_thw"}
     assert torch.equal(first["position_ids"], later["position_ids"])
+    read.clear()
+    shares = [batcher.cut(afar, advantages_N, part, 2)[0].inputs for part in range(2)]
+    images = [len(share["media"]["vision"]["inputs"]["image_grid_thw"]) for share in shares]
+    assert sum(images) == 4 and read.count("pixel_values") == 3
 
 
 def test_memory_stays_flat_over_fifty_steps(trainer: MegatronTrainer) -> None:

@@ -67,7 +67,7 @@ def test_metrics_have_their_names(start: Start) -> None:
     assert isinstance(trainer, Trainer)
     metrics = trainer.train(0, random_samples("qwen3"))
     gap = "train_rollout_logprob_abs_diff"
-    names = ("loss", "grad_norm", "entropy", "ppo_kl", "pg_clipfrac", "lr-pg_0", gap, gap + "/max")
+    names = ("loss", "grad_norm", "entropy", "ppo_kl", "pg_clipfrac", "lr-pg_0", "skipped_steps", gap, gap + "/max")
     assert set(metrics) == {f"train/{name}" for name in names} | {"perf/train_time"}
     assert metrics["train/ppo_kl"] == metrics["train/pg_clipfrac"] == 0.0
     assert 0 < metrics["train/entropy"] <= math.log(112)
@@ -121,6 +121,29 @@ def test_grpo_makes_rewarded_answers_likelier(folders: dict[str, Path], start: S
 def test_minibatches_move_away_from_the_old_policy(start: Start) -> None:
     metrics = start("qwen3", num_minibatches=4).train(0, random_samples("qwen3"))
     assert metrics["train/ppo_kl"] != 0.0
+
+
+def test_a_step_without_a_token_that_counts_moves_nothing(start: Start, tmp_path: Path) -> None:
+    """Neither weights nor moments nor the schedule: what follows is as if that minibatch had not been there."""
+    optim = OPTIM | {"lr": 1e-3, "schedule": "linear", "weight_decay": 0.1}
+    counted, blank = random_samples("qwen3", seed=1)[:4], random_samples("qwen3")[4:]
+    for sample in blank:
+        sample.loss_mask = [0] * len(sample.response_ids)
+    batches = {"with": (2, [*blank, *counted], [*counted, *blank]), "without": (1, counted, counted)}
+    metrics = {}
+    for name, (num_minibatches, *steps) in batches.items():
+        trainer = start("qwen3", optim=optim, num_minibatches=num_minibatches, num_steps=8 // num_minibatches)
+        metrics[name] = [trainer.train(step, samples) for step, samples in enumerate(steps)]
+        trainer.save_hf(str(tmp_path / name))
+        trainer.stop()
+    for mine, alone in zip(metrics["with"], metrics["without"], strict=True):
+        assert (mine.pop("train/skipped_steps"), alone.pop("train/skipped_steps")) == (1.0, 0.0)
+        del mine["perf/train_time"], alone["perf/train_time"]
+        assert mine == pytest.approx(alone, rel=1e-5, abs=1e-6)
+    mine, alone = (load_file(tmp_path / name / "model.safetensors") for name in batches)
+    assert all((mine[name] - alone[name]).abs().max() <= 1e-6 for name in alone)
+    with pytest.raises(ComponentError, match="no token of the batch counts"):
+        start("qwen3").train(0, blank)
 
 
 def spoil_lengths(sample: Sample) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import gc
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -65,3 +67,21 @@ def test_calls_before_start_are_refused() -> None:
     with pytest.raises(ComponentError, match="start"):
         trainer.train(0, random_samples("qwen3"))
     trainer.stop()
+
+
+def test_a_stopped_trainer_leaves_no_descriptor_open(start: Start) -> None:
+    """And at once, not when Python's collector of cycles comes by."""
+
+    def train_and_stop(name: str) -> int:
+        trainer = start(name)
+        trainer.train(0, random_samples(name))
+        trainer.stop()
+        return len(os.listdir("/proc/self/fd"))
+
+    train_and_stop("qwen3")  # libraries open some once
+    gc.collect()
+    gc.disable()
+    try:
+        assert len({train_and_stop(name) for name in ("qwen3", "glm_omni", "qwen3")}) == 1
+    finally:
+        gc.enable()
