@@ -149,7 +149,8 @@ def _rollout(site: Site) -> Actor:
         "compares_group": config.algorithm.compares_group,
         "filters": rollout.filters, "partial": asdict(rollout.partial), "pass_at": rollout.pass_at,
         "eval_sets": {name: _eval_set(config, one) for name, one in rollout.eval_sets.items()},
-        "max_concurrency": rollout.max_concurrency, "request_timeout_s": rollout.request_timeout_s,
+        "max_concurrency": rollout.max_concurrency,
+        "max_refused_answers": rollout.max_refused_answers, "request_timeout_s": rollout.request_timeout_s,
         "seed": config.seed,
     }  # fmt: skip
     return Actor(

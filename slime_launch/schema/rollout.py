@@ -150,6 +150,9 @@ class RolloutConfig:
     )
     request_timeout_s: Annotated[Seconds, about("Longest wait for one generation.", "s")] = 120.0
     max_concurrency: Annotated[Count, about("Requests in flight for each engine that generates.")] = 128
+    max_refused_answers: Annotated[
+        Natural, about("Answers of one engine that do not hold together (and are asked for again) let pass in a step.")
+    ] = 8
     server_args: Annotated[Layered, about("SGLang ServerArgs fields by where they apply.")] = field(
         default_factory=Layered
     )
