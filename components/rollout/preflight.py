@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from components.rollout.callables import make_callable
+from components.rollout.elsewhere import Elsewhere
 from components.rollout.evaluation import named_sets
 from components.rollout.prompts import Rendered, Renderer
 from components.rollout.sampling import check_evaluation, check_training
@@ -17,16 +19,18 @@ from components.rollout.sources import open_source
 from slime_launch.errors import LaunchError, Problem
 from slime_launch.hf_folder import TOKENIZERS
 from slime_launch.interfaces import Findings, Routes
+from slime_launch.schema.build import nearest
 from slime_launch.targets import instantiate
 from slime_launch.types import Prompt
 
 _SHOWN_PROMPTS = 2
 _SHOWN_IDS = 24
+_PROBE_S = 20.0
 
 
 def preflight(args: Mapping[str, Any]) -> Findings:
     """Draw and render a few prompts; build rewards, filters and the generate function. ``args``: RolloutWorker's."""
-    problems = list(_unbuildable(args))
+    problems = [*_unbuildable(args), *asyncio.run(_unanswered(args))]
     folder = Path(args["hf_checkpoint"])
     renderer, unreadable = _renderer(folder)
     problems += unreadable
@@ -65,6 +69,28 @@ def _unbuildable(args: Mapping[str, Any]) -> Iterator[Problem]:
             make_callable(key, node) if key in called else instantiate(node)
         except LaunchError as error:
             yield Problem(key, node["_target_"], str(error), "mend the part it names")
+
+
+async def _unanswered(args: Mapping[str, Any]) -> list[Problem]:
+    """Servers of held-out sets that do not answer /models, or do not name the model."""
+    found = []
+    for name, node in args["eval_sets"].items():
+        if not (given := node.get("endpoint")):
+            continue
+        key = f"rollout.eval_sets.{name}.endpoint"
+        try:
+            server = Elsewhere(name, **given | {"retries": 0, "timeout_s": min(given["timeout_s"], _PROBE_S)})
+            try:
+                models = await server.models()
+            finally:
+                await server.close()
+        except LaunchError as error:
+            found.append(Problem(f"{key}.base_url", given["base_url"], str(error), "mend what it names"))
+            continue
+        if given["model"] not in models:
+            reason = f"{given['base_url']} has no such model"
+            found.append(Problem(f"{key}.model", given["model"], reason, nearest(given["model"], models)))
+    return found
 
 
 def _unrouted(node: Mapping[str, Any], prompts: Sequence[Prompt]) -> Iterator[Problem]:

@@ -127,6 +127,7 @@ class RolloutWorker:
             named_sets(self._data, self._eval_nodes, open_node), self._renderer.render, self._make_reward,
             Defaults(self._eval_samples, reward, self._score, self._pass_at),
         )  # fmt: skip
+        self._closing += [one.server for one in self._sets]
         self._buffer = Buffer(self._data, self._render)
         self._client = self._runner.run(self._connect(needs))
         self._generator = Generator(

@@ -56,7 +56,7 @@ class HttpEngine:
         try:
             out: list[int] = []
             ended = "stop"
-            wanted = self.length(body) - (BUDGET - sampling["max_new_tokens"])
+            wanted = max(1, self.length(body) - (BUDGET - sampling["max_new_tokens"]))
             while len(out) < wanted:
                 await asyncio.sleep(self.tick_s(body))
                 if self._aborts != epoch:
