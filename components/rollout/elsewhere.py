@@ -114,19 +114,6 @@ class Elsewhere:
         """Whether it can be asked for greedy answers."""
         return self._names.get("temperature") is not None
 
-    def check(self, prompt: Prompt) -> None:
-        """Raises ComponentError for a prompt that cannot be sent: its sampling parameters, its tools, its images."""
-        where = f"{self._where}: a prompt of source {prompt.source}"
-        for name, value in prompt.sampling.items():
-            if name not in self._names:
-                raise ComponentError(
-                    f"{where} has sampling.{name}={value!r:.50}, and OpenAI's protocol has no such parameter; give "
-                    f"{self._where}.fields.{name} the server's name for it, or null to leave it out"
-                )
-        if prompt.tools:
-            raise ComponentError(f"{where} has tools: their calls would not come as text; leave such prompts out")
-        check_images(prompt.messages, prompt.images)
-
     async def answers(
         self,
         prompts: Sequence[Rendered],
@@ -267,6 +254,24 @@ class _Body(httpx.AsyncByteStream):
 
     async def aclose(self) -> None:
         await self._stream.aclose()
+
+
+def check_sendable(entry: str, fields: Mapping[str, str | None], prompt: Prompt) -> None:
+    """Raises ComponentError for a prompt that cannot be sent: its sampling parameters, its tools, its images.
+
+    entry, fields: of ``rollout.eval_sets`` and its endpoint.
+    """
+    key = f"rollout.eval_sets.{entry}.endpoint"
+    where = f"{key}: a prompt of source {prompt.source}"
+    for name, value in prompt.sampling.items():
+        if name not in openai_names(fields):
+            raise ComponentError(
+                f"{where} has sampling.{name}={value!r:.50}, and OpenAI's protocol has no such parameter; give "
+                f"{key}.fields.{name} the server's name for it, or null to leave it out"
+            )
+    if prompt.tools:
+        raise ComponentError(f"{where} has tools: their calls would not come as text; leave such prompts out")
+    check_images(prompt.messages, prompt.images)
 
 
 def as_text(prompt: Prompt) -> Rendered:

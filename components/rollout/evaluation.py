@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
-from components.rollout.elsewhere import NO_ANSWER, Elsewhere, TextSample, as_text
+from components.rollout.elsewhere import NO_ANSWER, Elsewhere, TextSample, as_text, check_sendable
 from components.rollout.generation import Generator, Sent, together
 from components.rollout.groups import Group
 from components.rollout.metrics import evaluated
@@ -105,7 +105,7 @@ def held_out(
         for prompt in prompts:
             check_evaluation(prompt)
             if server is not None:
-                server.check(prompt)
+                check_sendable(node["entry"], node["endpoint"]["fields"], prompt)
         made.append(
             HeldOut(
                 name, [as_text(prompt) if server else render(prompt) for prompt in prompts], server=server,

@@ -12,7 +12,7 @@ from typing import Any
 from aiohttp import web
 
 Say = Callable[[dict[str, Any]], Any]
-"""A request's body -> the text of the answer, or an aiohttp response."""
+"""A request's body -> the text of the answer, an aiohttp response, or a coroutine function that gives one."""
 
 
 @dataclass
@@ -37,6 +37,8 @@ class OpenAIServer:
             said = self.say(body)
             if asyncio.iscoroutine(said):
                 said = await said
+            if callable(said):
+                said = await said(request)
         finally:
             self._running -= 1
         return said if isinstance(said, web.StreamResponse) else web.json_response(completion(said))

@@ -8,6 +8,7 @@ import io
 import re
 from collections import Counter
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -171,11 +172,23 @@ async def late(body: dict[str, Any]) -> str:
     return "7"
 
 
+async def drips(request: web.Request) -> web.StreamResponse:
+    """Never silent for long, and never done."""
+    reply = web.StreamResponse(headers={"Content-Type": "application/json"})
+    await reply.prepare(request)
+    with suppress(ConnectionError):
+        for _ in range(40):
+            await reply.write(b" ")
+            await asyncio.sleep(0.05)
+    return reply
+
+
 FAILS: dict[str, Say] = {
     "RateLimitError: .*no: 429": lambda body: refusal(429, **{"retry-after": "0.01"}),
     "InternalServerError: .*no: 500": lambda body: refusal(500, **{"retry-after-ms": "1"}),
     "BadRequestError: .*no: 400": lambda body: refusal(400),
     "APITimeoutError": late,
+    "APITimeoutError.*goes on and on": lambda body: drips,
     "JSON is malformed": lambda body: web.Response(body=b"{nonsense", content_type="application/json"),
     "missing required field `choices`": lambda body: web.json_response({"error": "none"}),
     "APIStatusError": lambda body: web.Response(status=307, headers={"Location": "http://127.0.0.1:9/"}),
@@ -241,11 +254,12 @@ def test_a_reward_that_looks_at_tokens_gets_none(checkpoint: Path) -> None:
     """Whatever the part may do when it fails."""
     overlong = {"_target_": "components.rewards.length.Overlong", "weight": 1.0, "max_tokens": 9, "buffer": 0.5}
     with answering() as server:
-        for part in (overlong, overlong | {"on_error": {"fallback": 0.0}}):
+        for part, said in (
+            (overlong, r"reward.parts.short: .*has no response_ids: another server answered it, in text"),
+            (overlong | {"on_error": {"fallback": 0.0}}, "evaluation of big: its reward looks at tokens or logprobs"),
+        ):
             own = {"node": {"_target_": "components.rewards.mix.Mix", "parts": {"short": part}}, "score": None}
-            with pytest.raises(
-                ComponentError, match=r"has no response_ids: another server|looks at tokens or logprobs"
-            ):
+            with pytest.raises(ComponentError, match=said):
                 ask(checkpoint, {"big": entry(server.base_url, reward=own)})
 
 
@@ -284,16 +298,18 @@ class Bare(Endless):
         return {}
 
 
-def test_check_asks_for_the_model(checkpoint: Path, tmp_path: Path) -> None:
-    def problems(**endpoint: Any) -> list[str]:
-        args = worker_args(eval_sets={"big": entry(server.base_url, endpoint)}) | {"hf_checkpoint": str(checkpoint)}
-        return [str(problem) for problem in preflight(args).problems]
+def test_check_asks_the_server(checkpoint: Path, tmp_path: Path) -> None:
+    """Prompts that only it is sent are not rendered by our tokenizer, which may know no images."""
+
+    def found(**endpoint: Any) -> tuple[list[str], str]:
+        sets = {"big": entry(server.base_url, endpoint, data=node("Pictures"))}
+        told = preflight(worker_args(eval_sets=sets) | {"hf_checkpoint": str(checkpoint)})
+        return [str(problem) for problem in told.problems], told.lines[0]
 
     with answering() as server:
-        assert problems() == []
-        (model,) = problems(model="bigg")
-        assert "rollout.eval_sets.big.endpoint.model=bigg: " in model and "did you mean big?" in model
-        (key,) = problems(key_file=str(tmp_path / "none"))
+        assert found() == ([], f"rollout.eval_sets.big.endpoint (big at {server.base_url}): it lists the model")
+        assert found(model="bigg")[0] == [] and found(model="bigg")[1].endswith("it lists only big")
+        (key,), _ = found(key_file=str(tmp_path / "none"))
         assert "endpoint.key_file" in key and "cannot be read" in key
-    (gone,) = problems()
+    (gone,), _ = found()
     assert f"rollout.eval_sets.big.endpoint.base_url={server.base_url}: " in gone and "/models is not answered" in gone

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import shutil
+from collections import defaultdict
 from pathlib import Path
 
 import openai
@@ -12,9 +13,14 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
 from components.rewards.model import Judge, Scalar
+from components.rollout.elsewhere import TextSample
+from components.rollout.preflight import preflight
 from slime_launch.endpoints import published
 from slime_launch.errors import ComponentError
+from slime_launch.types import Sample
 from tests.components.rewards.samples import sample
+from tests.components.rollout.http_engine import make_worker, worker_args
+from tests.components.rollout.test_elsewhere import entry, node
 from tests.components.sglang.conftest import engine_of, stopped
 from tests.servers import data_uri, make_server, picture
 
@@ -48,6 +54,50 @@ def test_evaluation_tools_chat_with_text_and_images(text, split, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(text.checkpoint)
     rendered = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     assert counted == len(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+
+
+def test_a_held_out_set_answered_by_a_deployed_copy(text, split, tmp_path, monkeypatch):
+    """Greedy, the same model says the same behind its chat endpoint as to the rollout; images arrive at another's."""
+    monkeypatch.setenv("SLIME_LAUNCH_ALLOW_TARGETS", "tests")
+    SEEN.clear()
+    encoded = sum(split.encoded())
+
+    def endpoint(router, name):
+        (tmp_path / name).write_text(router.key)
+        (tmp_path / name).chmod(0o600)
+        return {"base_url": f"{router.url}/v1", "model": name, "key_file": str(tmp_path / name)}
+
+    sets = {
+        "copy": entry("", endpoint(text.router, "actor"), reward=None),
+        "omni": entry("", endpoint(split.endpoint, "omni"), reward=None, samples=1, data=node("Pictures")),
+    }
+    keep = {"_target_": f"{__name__}.Keep"}
+    made = make_worker(text.checkpoint, "", [text.endpoint], eval_sets=sets, reward=keep, max_concurrency=8)
+    try:
+        checked = preflight(worker_args(eval_sets=sets) | {"hf_checkpoint": str(text.checkpoint)})
+        assert checked.problems == [] and sum("it lists" in line for line in checked.lines) == 2
+        told = made.evaluate(0)
+    finally:
+        made.stop()
+    assert told["eval/copy/unanswered"] == told["eval/omni/unanswered"] == told["eval/omni/greedy/unanswered"] == 0
+    said = defaultdict(set)
+    for one in SEEN:
+        said[type(one), one.prompt.label].add((one.response, one.status))
+    ours = {label: answers for (kind, label), answers in said.items() if kind is Sample}
+    assert ours.keys() == {"1000", "1001"} and all(one.response for one in SEEN)
+    assert all(answers & said[TextSample, label] for label, answers in ours.items())
+    assert sum(split.encoded()) > encoded
+
+
+SEEN = []
+
+
+class Keep:
+    """Scores nothing, keeps the samples."""
+
+    async def score(self, samples):
+        SEEN.extend(samples)
+        return [0.0] * len(samples)
 
 
 def test_an_engine_as_judge(text):
