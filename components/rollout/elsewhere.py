@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import time
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import httpx
 import msgspec
 
+from components.rollout.bounded import Bounded
 from components.rollout.generation import Seeds, together
 from components.rollout.media import check_images, data_uri, open_images
 from components.rollout.prompts import Rendered
@@ -178,7 +178,7 @@ class Elsewhere:
 
             nothing: Any = Omit()  # else the variables of OpenAI's own users would be sent
             http = httpx.AsyncClient(
-                transport=_Bounded(self._timeout_s), timeout=self._timeout_s, trust_env=False, follow_redirects=False,
+                transport=Bounded(_LONGEST_ANSWER, self._timeout_s), timeout=self._timeout_s, trust_env=False, follow_redirects=False,
                 headers={"Accept-Encoding": "identity"},
             )  # fmt: skip
             self._made = AsyncOpenAI(
@@ -219,41 +219,6 @@ class _Tally:
         """Count a failure; whether more than half fail, or none is answered."""
         self.failed += 1
         return 2 * self.failed > self.total or (not self.answered and self.failed >= self._patience)
-
-
-class _Bounded(httpx.AsyncHTTPTransport):
-    """Answers as they come, up to a size and, from their first byte on, a time."""
-
-    def __init__(self, timeout_s: float) -> None:
-        super().__init__(trust_env=False)
-        self._timeout_s = timeout_s
-
-    async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
-        reply = await super().handle_async_request(request)
-        assert isinstance(reply.stream, httpx.AsyncByteStream)
-        reply.stream = _Body(reply.stream, time.monotonic() + self._timeout_s)
-        if reply.headers.get("Content-Encoding", "identity") != "identity":
-            await reply.aclose()
-            raise httpx.DecodingError("the answer is compressed, which was not asked for", request=request)
-        return reply
-
-
-class _Body(httpx.AsyncByteStream):
-    def __init__(self, stream: httpx.AsyncByteStream, until: float) -> None:
-        self._stream, self._until = stream, until
-
-    async def __aiter__(self) -> AsyncIterator[bytes]:
-        read = 0
-        async for chunk in self._stream:
-            read += len(chunk)
-            if read > _LONGEST_ANSWER:
-                raise httpx.ReadError(f"the answer is longer than {_LONGEST_ANSWER >> 20} MB")
-            if time.monotonic() > self._until:
-                raise httpx.ReadTimeout("the answer goes on and on")
-            yield chunk
-
-    async def aclose(self) -> None:
-        await self._stream.aclose()
 
 
 def check_sendable(entry: str, fields: Mapping[str, str | None], prompt: Prompt) -> None:

@@ -28,8 +28,8 @@ class HeldOut:
     """One held-out set.
 
     samples: of each prompt. sampling: over the rollout's. part: the reward part that is its score, None for the mixed
-    reward. pass_at: k of pass@k. server: somebody else's, asked in place of the run's engines. known: what is reported
-    of such a one that is asked once only, by the ending of its names.
+    reward. pass_at: k of pass@k. server: somebody else's, asked in place of the run's engines. known: what such a one
+    that is asked once only was reported with, by whether it was greedy.
     """
 
     name: str

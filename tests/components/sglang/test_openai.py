@@ -86,7 +86,7 @@ def test_a_held_out_set_answered_by_a_deployed_copy(text, split, tmp_path, monke
     ours = {label: answers for (kind, label), answers in said.items() if kind is Sample}
     assert ours.keys() == {"1000", "1001"} and all(one.response for one in SEEN)
     assert all(answers & said[TextSample, label] for label, answers in ours.items())
-    assert sum(split.encoded()) > encoded
+    assert sum(split.encoded()) > encoded and Path(text.endpoint.log).is_file()
 
 
 SEEN = []
