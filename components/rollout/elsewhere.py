@@ -178,8 +178,8 @@ class Elsewhere:
 
             nothing: Any = Omit()  # else the variables of OpenAI's own users would be sent
             http = httpx.AsyncClient(
-                transport=Bounded(_LONGEST_ANSWER, self._timeout_s), timeout=self._timeout_s, trust_env=False, follow_redirects=False,
-                headers={"Accept-Encoding": "identity"},
+                transport=Bounded(_LONGEST_ANSWER, self._timeout_s), timeout=self._timeout_s, trust_env=False,
+                follow_redirects=False, headers={"Accept-Encoding": "identity"},
             )  # fmt: skip
             self._made = AsyncOpenAI(
                 base_url=self._url, api_key=self._key, max_retries=self._retries, http_client=http,

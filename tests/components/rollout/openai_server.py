@@ -71,6 +71,13 @@ def answering(say: Say = lambda body: "7") -> Iterator[OpenAIServer]:
         server.base_url = f"http://127.0.0.1:{runner.addresses[0][1]}/v1"
         ready.set()
 
+    async def end() -> None:
+        await runner.cleanup()
+        left = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in left:
+            task.cancel()
+        await asyncio.gather(*left, return_exceptions=True)
+
     def run() -> None:
         asyncio.set_event_loop(loop)
         loop.create_task(serve())
@@ -82,6 +89,6 @@ def answering(say: Say = lambda body: "7") -> Iterator[OpenAIServer]:
     try:
         yield server
     finally:
-        asyncio.run_coroutine_threadsafe(runner.cleanup(), loop).result(10)
+        asyncio.run_coroutine_threadsafe(end(), loop).result(10)
         loop.call_soon_threadsafe(loop.stop)
         thread.join(10)

@@ -3,7 +3,6 @@
 import asyncio
 import json
 import shutil
-from collections import defaultdict
 from pathlib import Path
 
 import openai
@@ -15,14 +14,14 @@ from transformers import AutoModel, AutoTokenizer
 from components.rewards.model import Judge, Scalar
 from components.rollout.elsewhere import TextSample
 from components.rollout.preflight import preflight
+from components.rollout.prompts import Renderer
 from slime_launch.endpoints import published
 from slime_launch.errors import ComponentError
-from slime_launch.types import Sample
 from tests.components.rewards.samples import sample
-from tests.components.rollout.http_engine import make_worker, worker_args
+from tests.components.rollout.http_engine import Endless, HttpEngine, make_worker, serving, worker_args
 from tests.components.rollout.test_elsewhere import entry, node
 from tests.components.sglang.conftest import engine_of, stopped
-from tests.servers import data_uri, make_server, picture
+from tests.servers import data_uri, make_server, picture, post
 
 pytestmark = pytest.mark.servers
 
@@ -71,22 +70,25 @@ def test_a_held_out_set_answered_by_a_deployed_copy(text, split, tmp_path, monke
         "copy": entry("", endpoint(text.router, "actor"), reward=None),
         "omni": entry("", endpoint(split.endpoint, "omni"), reward=None, samples=1, data=node("Pictures")),
     }
-    keep = {"_target_": f"{__name__}.Keep"}
-    made = make_worker(text.checkpoint, "", [text.endpoint], eval_sets=sets, reward=keep, max_concurrency=8)
-    try:
-        checked = preflight(worker_args(eval_sets=sets) | {"hf_checkpoint": str(text.checkpoint)})
-        assert checked.problems == [] and sum("it lists" in line for line in checked.lines) == 2
-        told = made.evaluate(0)
-    finally:
-        made.stop()
+    with serving(HttpEngine()) as engine:
+        made = make_worker(text.checkpoint, engine.url, eval_sets=sets, reward={"_target_": f"{__name__}.Keep"})
+        try:
+            checked = preflight(worker_args(eval_sets=sets) | {"hf_checkpoint": str(text.checkpoint)})
+            assert checked.problems == [] and sum("it lists" in line for line in checked.lines) == 2
+            told = made.evaluate(0)
+        finally:
+            made.stop()
     assert told["eval/copy/unanswered"] == told["eval/omni/unanswered"] == told["eval/omni/greedy/unanswered"] == 0
-    said = defaultdict(set)
-    for one in SEEN:
-        said[type(one), one.prompt.label].add((one.response, one.status))
-    ours = {label: answers for (kind, label), answers in said.items() if kind is Sample}
-    assert ours.keys() == {"1000", "1001"} and all(one.response for one in SEEN)
-    assert all(answers & said[TextSample, label] for label, answers in ours.items())
     assert sum(split.encoded()) > encoded and Path(text.endpoint.log).is_file()
+
+    renderer = Renderer(str(text.checkpoint))
+    foreign = [one for one in SEEN if isinstance(one, TextSample)]
+    for prompt in Endless(0).eval_sets()["held_out"]:
+        body = {"input_ids": renderer.render(prompt).ids, "sampling_params": {"temperature": 0, "max_new_tokens": 16}}
+        meta = post(text.endpoint, "/generate", body | {"return_logprob": True}).json()["meta_info"]
+        greedy = renderer.decode([token for _, token, _ in meta["output_token_logprobs"]])
+        assert greedy and greedy in {one.response for one in foreign if one.prompt.label == prompt.label}
+    assert len(foreign) == 2 * (2 + 1) + 2 * (1 + 1) and all(one.response for one in foreign)
 
 
 SEEN = []
