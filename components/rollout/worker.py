@@ -155,7 +155,7 @@ class RolloutWorker:
         if self._mask_old:
             _mask_old(samples, version)
         refused = {f"rollout/{name}": count for name, count in self._client.refusals.take().items()}
-        metrics |= {"rollout/refused_answers": sum(refused.values())} | refused
+        metrics |= {"rollout/refused_answers": sum(refused.values(), 0.0)} | refused
         return samples, metrics | told | self._reward_counts()
 
     def evaluate(self, step: int) -> Metrics:

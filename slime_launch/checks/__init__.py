@@ -19,6 +19,7 @@ from slime_launch.checks import (
     sampling,
     servers,
     topology,
+    transformer,
 )
 from slime_launch.checks.facts import Facts, Rule
 from slime_launch.errors import Problem
@@ -28,8 +29,9 @@ from slime_launch.resolve import resolve
 from slime_launch.schema import Config
 
 RULES: tuple[Rule, ...] = (
-    *nodes.RULES, *data.RULES, *media.RULES, *rewards.RULES, *model.RULES, *layout.RULES, *batch.RULES,
-    *sampling.RULES, *elsewhere.RULES, *topology.RULES, *routing.RULES, *servers.RULES, *machine.RULES,
+    *nodes.RULES, *data.RULES, *media.RULES, *rewards.RULES, *model.RULES, *transformer.RULES, *layout.RULES,
+    *batch.RULES, *sampling.RULES, *elsewhere.RULES, *topology.RULES, *routing.RULES, *servers.RULES,
+    *machine.RULES,
 )  # fmt: skip
 
 
