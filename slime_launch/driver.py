@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from slime_launch.errors import ComponentError
-from slime_launch.interfaces import Restored, Tracker
+from slime_launch.interfaces import UNANSWERED, Restored, Tracker
 from slime_launch.launch import Fleet
 from slime_launch.manifest import Manifest
 from slime_launch.media import packed
@@ -148,12 +148,9 @@ class Loop:
 
 
 def score(metrics: Metrics, greedy: bool = False) -> float:
-    """Mean over the evaluation sets, sampled or greedy."""
-    values = [
-        v
-        for k, v in metrics.items()
-        if k.startswith("eval/") and k.endswith("/greedy") == greedy and "/" not in k[5:].removesuffix("/greedy")
-    ]
+    """Mean over the evaluation sets that the actor answers, sampled or greedy."""
+    sampled = [k for k in metrics if k.startswith("eval/") and k.count("/") == 1 and f"{k}/{UNANSWERED}" not in metrics]
+    values = [metrics[f"{k}/greedy" if greedy else k] for k in sampled]
     return sum(values) / len(values)
 
 

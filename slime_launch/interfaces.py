@@ -15,6 +15,8 @@ if TYPE_CHECKING:
 
 Provides = Mapping[str, Any]
 Needs = Mapping[str, Sequence[Any]]
+UNANSWERED = "unanswered"
+"""``eval/<set>/unanswered``: requests that another server than the run's did not answer, zero included."""
 
 
 @runtime_checkable
@@ -118,7 +120,10 @@ class Rollout(Component, Protocol):
         """num_prompts scored groups, ``rollout/*`` and ``perf/*`` metrics."""
 
     def evaluate(self, step: int) -> Metrics:
-        """``eval/<set>`` and ``eval/<set>/greedy`` for each held-out set."""
+        """``eval/<set>`` and ``eval/<set>/greedy`` for each held-out set.
+
+        A set that somebody else's server answers has ``eval/<set>/unanswered`` too, and is no score of the actor.
+        """
 
     def state_dict(self) -> dict[str, Any]:
         """Plain JSON values: the data source's position after the last ``generate``, and the samples kept for later."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from dataclasses import asdict, replace
+from pathlib import Path
 from typing import Any
 
 from slime_launch.data_files import absolute
@@ -149,7 +150,8 @@ def _rollout(site: Site) -> Actor:
         "compares_group": config.algorithm.compares_group,
         "filters": rollout.filters, "partial": asdict(rollout.partial), "pass_at": rollout.pass_at,
         "eval_sets": {name: _eval_set(config, one) for name, one in rollout.eval_sets.items()},
-        "max_concurrency": rollout.max_concurrency, "request_timeout_s": rollout.request_timeout_s,
+        "max_concurrency": rollout.max_concurrency,
+        "max_refused_answers": rollout.max_refused_answers, "request_timeout_s": rollout.request_timeout_s,
         "seed": config.seed,
     }  # fmt: skip
     return Actor(
@@ -160,10 +162,13 @@ def _rollout(site: Site) -> Actor:
 
 
 def _eval_set(config: Config, settings: EvalSet) -> dict[str, Any]:
-    """A held-out set's settings, its own reward as (node, score)."""
+    """A held-out set's settings, its own reward as (node, score), its endpoint where it has one."""
     own = settings.reward
     reward = {"node": own.get("mix", config.reward.mix) | {"parts": own.get("parts", {})}, "score": own.get("score")}
-    return asdict(settings) | {"reward": reward if own else None}
+    endpoint = asdict(settings.endpoint) if settings.endpoint.base_url is not None else None
+    if endpoint and endpoint["key_file"] is not None:
+        endpoint["key_file"] = str(Path(endpoint["key_file"]).expanduser().absolute())
+    return asdict(settings) | {"reward": reward if own else None, "endpoint": endpoint}
 
 
 def _routing(config: Config) -> dict[str, Any]:

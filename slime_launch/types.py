@@ -43,6 +43,7 @@ class Endpoint:
     admin_key: of an engine, the token of its control endpoints; empty where it has none of its own.
     bootstrap_port: of a prefill engine, where decode engines ask for KV caches.
     dp_size: data-parallel ranks inside it; a request may name the one that takes it.
+    log: its log file, empty where someone else runs it.
     """
 
     url: str
@@ -51,6 +52,7 @@ class Endpoint:
     bootstrap_port: int | None = None
     dp_size: int = 1
     admin_key: str = ""
+    log: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -101,6 +101,16 @@ class Balance(Generic[W]):
             return False
         return True
 
+    def elsewhere(self, slot: Slot) -> Slot:
+        """The place with the fewest in flight at any other engine, whether it is open or not; ``slot`` without one."""
+        others = [
+            (count, engine, rank)
+            for engine, counts in enumerate(self._counts)
+            if engine != slot.engine
+            for rank, count in enumerate(counts)
+        ]
+        return Slot(*min(others)[1:]) if others else slot
+
     def dismiss(self) -> list[W]:
         """Empty the line; who stood in it."""
         waiters = [*self._free, *(waiter for line in self._bound for waiter, _ in line)]

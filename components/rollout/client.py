@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 from uuid import uuid4
 
 import aiohttp
 import msgspec
 
 from components.rollout.abort import bearer, end_all
+from components.rollout.answers import BadAnswer
 from components.rollout.balance import Slot, Slots
+from components.rollout.refusals import Refusals
 from slime_launch.errors import ComponentError
 from slime_launch.interfaces import Needs
 from slime_launch.schema import ACTOR
@@ -22,10 +24,13 @@ _BAD_REQUEST = (400, 413, 422)
 _JSON = {"Content-Type": "application/json"}
 _GENERATES = ("engine_url", "decode_url")
 _ENGINES = (*_GENERATES, "prefill_url")
+_ATTEMPTS = 3
+"""How often a request is made whose answers do not hold together."""
+T = TypeVar("T")
 
 
 class Refused(ComponentError):
-    """The engine will not take this request, whoever asks: say, a prompt that is too long for it."""
+    """This request gets no answer, whoever is asked: say, a prompt that is too long for the engines."""
 
 
 class _Ended(Exception):
@@ -38,9 +43,10 @@ class Client:
     targets: where requests go: each engine that generates, or the one router. engines: all of them, to be aborted.
     limit: requests in flight at each target. picks_rank: name the data-parallel rank in each request; else whoever
     takes it decides. affinity: send each conversation's own routing key. timeout_s: longest wait for an answer.
+    max_refused: answers of one target that may be refused between two calls of ``refusals.take``.
     seed: of the draws among equally loaded targets.
 
-    Raises ComponentError for whatever is not a whole answer. aiohttp, since httpx's pool walks over all its connections
+    aiohttp, since httpx's pool walks over all its connections
     at each request and took most of a rollout's time at 128.
     """
 
@@ -53,11 +59,13 @@ class Client:
         picks_rank: bool,
         affinity: bool = False,
         timeout_s: float = 120.0,
+        max_refused: int = 8,
         seed: int = 0,
     ) -> None:
         self._targets, self._engines = list(targets), list(engines)
         self._picks_rank, self._affinity, self._timeout_s = picks_rank, affinity, timeout_s
         self._epoch = 0
+        self.refusals = Refusals(self._targets, max_refused)
         self.slots = Slots([target.dp_size if picks_rank else 1 for target in targets], limit, seed)
         self._http = aiohttp.ClientSession(
             timeout=aiohttp.ClientTimeout(total=timeout_s),
@@ -98,7 +106,11 @@ class Client:
         except TimeoutError:
             late = f"no answer from {target.url} within {self._timeout_s:.0f} s"
             raise ComponentError(f"{late}; raise rollout.request_timeout_s or see its log") from None
-        except (aiohttp.ClientError, msgspec.MsgspecError) as error:
+        except aiohttp.ClientPayloadError as error:
+            raise BadAnswer(f"the answer broke off: {error}") from None
+        except msgspec.MsgspecError as error:
+            raise BadAnswer(f"the answer is no JSON object: {error}") from None
+        except aiohttp.ClientError as error:
             raise ComponentError(f"{target.url} does not answer: {error!r}") from None
 
 
@@ -110,29 +122,63 @@ class Session:
         self._key = uuid4().hex
         self.slot: Slot | None = None
 
-    async def generate(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """One request; the engine's answer as it came.
+    async def generate(self, body: Mapping[str, Any], read: Callable[[dict[str, Any]], T]) -> T:
+        """What ``read`` makes of the engine's answer to one request.
 
         An aborted one's finish reason is of type ``abort``, with the tokens so far. One that no engine had begun has
-        neither tokens nor ``prompt_tokens``, and one that was never sent says ``sent: false``. Raises ComponentError
-        when there is no answer.
+        neither tokens nor ``prompt_tokens``, and one that was never sent says ``sent: false``.
+
+        An answer that breaks off, or that ``read`` raises BadAnswer for, is counted and the request made again, at
+        another engine where there is one. Raises Refused when that does not help, ComponentError when there is no
+        answer, or the engine has given too many bad ones.
         """
+        bad = ""
+        for _ in range(_ATTEMPTS):
+            try:
+                return await self._once(body, read)
+            except BadAnswer as error:
+                bad = str(error)
+        raise Refused(f"no answer of {_ATTEMPTS} held together; the last: {bad}")
+
+    async def _once(self, body: Mapping[str, Any], read: Callable[[dict[str, Any]], T]) -> T:
         client = self._client
         if self._epoch != client._epoch:
-            return _ended()
+            return read(_ended())
         try:
             async with client.slots.held(self.slot) as slot:
                 self.slot = slot
-                target = client._targets[slot.engine]
-                ranked = client._picks_rank and target.dp_size > 1
-                sent = {**body, "routed_dp_rank": slot.rank} if ranked else body
-                headers = {_AFFINITY_HEADER: self._key} if client._affinity else {}
-                return await client._post(target, sent, headers)
+                try:
+                    return read(await self._ask(body, slot))
+                except BadAnswer as error:
+                    client.refusals.add(slot.engine, error)
+                    self._move(slot)
+                    raise
         except _Ended:
-            return _ended()
+            return read(_ended())
+
+    async def _ask(self, body: Mapping[str, Any], slot: Slot) -> dict[str, Any]:
+        client = self._client
+        target = client._targets[slot.engine]
+        ranked = client._picks_rank and target.dp_size > 1
+        sent = {**body, "routed_dp_rank": slot.rank} if ranked else body
+        headers = {_AFFINITY_HEADER: self._key} if client._affinity else {}
+        return await client._post(target, sent, headers)
+
+    def _move(self, slot: Slot) -> None:
+        """Let this conversation go on at another engine than that of ``slot``, or wherever a router then sends it."""
+        self._key = uuid4().hex
+        self.slot = self._client.slots.balance.elsewhere(slot)
 
 
-def connect(needs: Needs, routing: Mapping[str, Any], *, max_concurrency: int, timeout_s: float, seed: int) -> Client:
+def connect(
+    needs: Needs,
+    routing: Mapping[str, Any],
+    *,
+    max_concurrency: int,
+    timeout_s: float,
+    seed: int,
+    max_refused: int = 8,
+) -> Client:
     """The client of a rollout actor; call it inside the loop that will use it.
 
     needs: the actor's. routing: ``by`` router or direct; ``affinity`` where the router keeps conversations together.
@@ -147,7 +193,7 @@ def connect(needs: Needs, routing: Mapping[str, Any], *, max_concurrency: int, t
     limit = max_concurrency * (1 if direct else max(1, len(generate)))
     return Client(
         targets, engines, limit=limit, picks_rank=direct, affinity=not direct and bool(routing["affinity"]),
-        timeout_s=timeout_s, seed=seed,
+        timeout_s=timeout_s, max_refused=max_refused, seed=seed,
     )  # fmt: skip
 
 

@@ -2,37 +2,49 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
+from components.rollout.answers import Asked
 from components.rollout.media import count_images
 from components.rollout.prompts import Rendered, Renderer
 from slime_launch.errors import ComponentError
 from slime_launch.types import Prompt, Sample, Status
 
-_STATUS = {"stop": Status.COMPLETED, "length": Status.TRUNCATED, "abort": Status.ABORTED}
+T = TypeVar("T")
 
 
 class Session(Protocol):
     """Where the requests of one sample go, e.g. ``components.rollout.client.Session``."""
 
-    async def generate(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """SGLang's answer to one ``/generate`` request."""
+    async def generate(self, body: Mapping[str, Any], read: Callable[[dict[str, Any]], T]) -> T:
+        """What ``read`` makes of SGLang's answer to one ``/generate`` request.
+
+        Where it raises BadAnswer, the request may be made again.
+        """
 
 
 class SampleEngine:
     """slime_launch.interfaces.Engine for one rollout.
 
-    rendered: its prompt. sampling: SGLang's sampling_params. images_sent: images in requests that an engine got.
+    rendered: its prompt. sampling: SGLang's sampling_params. vocabulary: the model's, in tokens.
+    images_sent: images in requests that an engine answered.
 
     Every request carries the whole sample so far as tokens, and its images: prompt ids with one placeholder an image,
     which the engine expands, then the response's. Nothing is tokenised twice; the counts are compared each time.
     """
 
-    def __init__(self, session: Session, renderer: Renderer, rendered: Rendered, sampling: Mapping[str, Any]) -> None:
+    def __init__(
+        self,
+        session: Session,
+        renderer: Renderer,
+        rendered: Rendered,
+        sampling: Mapping[str, Any],
+        vocabulary: int | None = None,
+    ) -> None:
         self._session, self._renderer, self._rendered = session, renderer, [rendered]
+        self._vocabulary = vocabulary
         self.sampling: Mapping[str, Any] = sampling
         self.images_sent = 0
 
@@ -57,10 +69,14 @@ class SampleEngine:
             body["input_ids"] = sample.prompt_ids + sample.response_ids
         else:
             body |= {"input_ids": images.request_ids + sample.response_ids, "image_data": images.image_data}
-        meta = (await self._session.generate(body))["meta_info"]
-        if images is not None and meta.get("sent", True):
+        tokens = len(sample.prompt_ids) + len(sample.response_ids)
+        asked = Asked(_name(sample), tokens, images is not None, self._vocabulary, sample.prompt_text)
+        answer = await self._session.generate(body, asked.read)
+        if images is not None and answer.sent:
             self.images_sent += len(images.image_data)
-        _append(sample, meta)
+        for run in answer.runs:
+            sample.add_sampled(*run)
+        sample.status = answer.status
         sample.response = self.decode(sample.response_ids)
         return sample
 
@@ -114,49 +130,3 @@ def _same(one: Prompt, other: Prompt) -> bool:
 
 def _name(sample: Sample) -> str:
     return f"sample {sample.index} of group {sample.group}"
-
-
-def _append(sample: Sample, meta: Mapping[str, Any]) -> None:
-    ended = meta["finish_reason"]["type"]
-    if ended not in _STATUS:
-        raise ComponentError(f"{_name(sample)}: the engine ended it with {meta['finish_reason']!r:.200}")
-    if ended == "abort" and not meta.get("completion_tokens"):
-        sample.status = Status.ABORTED  # before the engine began: it counts no prompt tokens either
-        return
-    mine = len(sample.prompt_ids) + len(sample.response_ids)
-    # an abort out of the engine's queue, where a retracted request stands too, does not tell
-    counted = meta.get("prompt_tokens", mine) if ended == "abort" else meta["prompt_tokens"]
-    if counted != mine:
-        raise ComponentError(
-            f"{_name(sample)}: the engine counts {counted} tokens before what it samples and the trainer {mine}: "
-            f"tokenizer or image processor differ; prompt {sample.prompt_text!r:.200}"
-        )
-    pairs = meta["output_token_logprobs"]
-    if len(pairs) != meta["completion_tokens"]:
-        raise ComponentError(f"the engine made {meta['completion_tokens']} tokens and sent {len(pairs)} logprobs")
-    ids, logprobs = [int(pair[1]) for pair in pairs], [float(pair[0]) for pair in pairs]
-    if not all(map(math.isfinite, logprobs)):
-        raise ComponentError(f"{_name(sample)}: the engine sent a logprob that is no number: {logprobs!r:.200}")
-    for start, end, version in list(_versions(meta, len(ids))):
-        sample.add_sampled(ids[start:end], logprobs[start:end], version)
-    sample.status = _STATUS[ended]
-
-
-def _versions(meta: Mapping[str, Any], count: int) -> Iterator[tuple[int, int, int]]:
-    """(start, end, weight version) of each run of sampled tokens; several when the weights changed meanwhile."""
-    whole = [{"version": meta["weight_version"], "start": 0, "end": count}]
-    at = 0
-    for span in meta.get("weight_versions") or whole:
-        if span["start"] != at or not at <= span["end"] <= count:
-            break
-        at = span["end"]
-        yield span["start"], at, _number(span["version"])
-    if at != count:
-        raise ComponentError(f"the engine's weight versions {meta.get('weight_versions')} are not of {count} tokens")
-
-
-def _number(version: str) -> int:
-    try:
-        return int(version)
-    except ValueError:
-        raise ComponentError(f"the engine serves weights of version {version!r}, which no trainer sent") from None

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 from components.rollout.engine import SampleEngine, Session, new_sample
 from components.rollout.prompts import Renderer
@@ -16,6 +16,7 @@ from slime_launch.types import Prompt, Sample
 Sampler: TypeAlias = Callable[[Sequence[Sequence[int]], float, int], list[list[int]]]
 """Prompts' ids, temperature, max_new_tokens -> sampled ids of each, up to its end token."""
 _NO_LIMIT = 1 << 30
+T = TypeVar("T")
 
 
 class Conversations:
@@ -74,13 +75,14 @@ class _Recital:
         self._turns = iter((*prompt.turns, prompt.completion))
         self._what = prompt
 
-    async def generate(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def generate(self, body: Mapping[str, Any], read: Callable[[dict[str, Any]], T]) -> T:
         turn = next(self._turns, None)
         if turn is None:
             raise ComponentError(
                 f"the reference of {self._what.messages!r:.200} ends with its completion, and its environment goes on"
             )
-        return _answer(body, [*self._renderer.encode(turn), self._renderer.tokenizer.eos_token_id], "stop")
+        ids = [*self._renderer.encode(turn), self._renderer.tokenizer.eos_token_id]
+        return read(_answer(body, ids, "stop"))
 
 
 class _Desk:
@@ -90,13 +92,13 @@ class _Desk:
         self._sampler, self._temperature, self._talks = sampler, temperature, talks
         self._waiting: list[tuple[Mapping[str, Any], asyncio.Future[dict[str, Any]]]] = []
 
-    async def generate(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def generate(self, body: Mapping[str, Any], read: Callable[[dict[str, Any]], T]) -> T:
         if "image_data" in body:
             raise ComponentError("tiny checkpoint: a warm start in several turns takes prompts of text only")
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._waiting.append((body, future))
         self._serve()
-        return await future
+        return read(await future)
 
     def leave(self) -> None:
         """One conversation is over."""

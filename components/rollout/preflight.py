@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
@@ -10,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from components.rollout.callables import make_callable
+from components.rollout.elsewhere import Elsewhere, check_sendable
 from components.rollout.evaluation import named_sets
 from components.rollout.prompts import Rendered, Renderer
 from components.rollout.sampling import check_evaluation, check_training
@@ -22,11 +24,14 @@ from slime_launch.types import Prompt
 
 _SHOWN_PROMPTS = 2
 _SHOWN_IDS = 24
+_PROBE_S = 20.0
+_SHOWN_MODELS = 8
 
 
 def preflight(args: Mapping[str, Any]) -> Findings:
     """Draw and render a few prompts; build rewards, filters and the generate function. ``args``: RolloutWorker's."""
-    problems = list(_unbuildable(args))
+    asked = asyncio.run(_elsewhere(args))
+    problems = [*_unbuildable(args), *asked.problems]
     folder = Path(args["hf_checkpoint"])
     renderer, unreadable = _renderer(folder)
     problems += unreadable
@@ -37,21 +42,24 @@ def preflight(args: Mapping[str, Any]) -> Findings:
         problems += _unrouted(args["reward"], prompts)
         for prompt in prompts:
             check_training(prompt, args["sampling"])
-        for held, _ in named_sets(data, args["eval_sets"], open_node).values():
+        for held, node in named_sets(data, args["eval_sets"], open_node).values():
             check_evaluation(held[0])
-            prompts.append(held[0])
+            if node.get("endpoint"):  # our tokenizer need not know them
+                check_sendable(node["entry"], node["endpoint"]["fields"], held[0])
+            else:
+                prompts.append(held[0])
     except (LaunchError, OSError) as error:
         mend = "mend what it names"
-        return Findings([*problems, Problem("data", args["data"]["_target_"], str(error), mend)], [])
+        return Findings([*problems, Problem("data", args["data"]["_target_"], str(error), mend)], asked.lines)
     if renderer is None:
         told = [] if unreadable else ["no prompts rendered: there is no tokenizer; give model.hf_checkpoint"]
-        return Findings(problems, told)
+        return Findings(problems, asked.lines + told)
     try:
         lines = [line for prompt in prompts for line in _show(renderer, prompt)]
     except (LaunchError, OSError, ValueError) as error:
         reason = f"its tokenizer cannot render the data's prompts ({error})"
         return Findings([*problems, Problem("model.hf_checkpoint", str(folder), reason, "use data that fits it")], [])
-    return Findings(problems, lines)
+    return Findings(problems, asked.lines + lines)
 
 
 def _unbuildable(args: Mapping[str, Any]) -> Iterator[Problem]:
@@ -65,6 +73,29 @@ def _unbuildable(args: Mapping[str, Any]) -> Iterator[Problem]:
             make_callable(key, node) if key in called else instantiate(node)
         except LaunchError as error:
             yield Problem(key, node["_target_"], str(error), "mend the part it names")
+
+
+async def _elsewhere(args: Mapping[str, Any]) -> Findings:
+    """Servers of held-out sets that do not answer /models; a line of what the others list, which need not be all."""
+    found = Findings()
+    for name, node in args["eval_sets"].items():
+        if not (given := node.get("endpoint")):
+            continue
+        try:
+            server = Elsewhere(name, **given | {"retries": 0, "timeout_s": min(given["timeout_s"], _PROBE_S)})
+            try:
+                models = await server.models()
+            finally:
+                await server.close()
+        except LaunchError as error:
+            key = f"rollout.eval_sets.{name}.endpoint.base_url"
+            found.problems.append(Problem(key, given["base_url"], str(error), "mend what it names"))
+            continue
+        lists = (
+            "it lists the model" if given["model"] in models else f"it lists only {', '.join(models[:_SHOWN_MODELS])}"
+        )
+        found.lines.append(f"{server.title}: {lists}")
+    return found
 
 
 def _unrouted(node: Mapping[str, Any], prompts: Sequence[Prompt]) -> Iterator[Problem]:

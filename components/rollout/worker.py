@@ -10,6 +10,7 @@ from functools import partial
 from itertools import chain
 from typing import Any
 
+from components.rollout.answers import vocabulary_of
 from components.rollout.buffer import Buffer
 from components.rollout.callables import make_callable
 from components.rollout.client import Client, connect
@@ -51,7 +52,7 @@ class RolloutWorker:
     oversample, draw_limit, keep_when_insufficient, partial: see ``components.rollout.collect.Rules``.
     compares_group: groups need two rollouts at least.
     routing: ``by`` router or direct, ``affinity``: see ``components.rollout.client.connect``.
-    max_concurrency: requests in flight for each engine that generates.
+    max_concurrency: requests in flight for each engine that generates. max_refused_answers: of one engine in a step.
     seed: of the run; with group and index it gives each rollout a seed of its own, and evaluation the same ones at each
         step. Engines on CPU sample by it, so neither arrival order nor the engine that answers matters.
     """
@@ -78,6 +79,7 @@ class RolloutWorker:
         eval_sets: dict[str, dict[str, Any]],
         pass_at: list[int],
         max_concurrency: int,
+        max_refused_answers: int,
         request_timeout_s: float,
         seed: int,
     ) -> None:
@@ -93,6 +95,7 @@ class RolloutWorker:
         self._eval_samples, self._pass_at, self._sampling = eval_samples, pass_at, sampling
         self._routing = routing
         self._max_concurrency, self._request_timeout_s = max_concurrency, request_timeout_s
+        self._max_refused = max_refused_answers
         self._runner = asyncio.Runner()
         self._client: Client | None = None
         self._stopped = False
@@ -124,9 +127,13 @@ class RolloutWorker:
             named_sets(self._data, self._eval_nodes, open_node), self._renderer.render, self._make_reward,
             Defaults(self._eval_samples, reward, self._score, self._pass_at),
         )  # fmt: skip
+        self._closing += [one.server for one in self._sets]
         self._buffer = Buffer(self._data, self._render)
         self._client = self._runner.run(self._connect(needs))
-        self._generator = Generator(self._client, self._renderer, generate, self._sampling, self._seed_of)
+        self._generator = Generator(
+            self._client, self._renderer, generate, self._sampling, self._seed_of,
+            vocabulary=vocabulary_of(self._hf_checkpoint),
+        )  # fmt: skip
         return {}
 
     def generate(self, step: int) -> tuple[list[Sample], Metrics]:
@@ -147,6 +154,8 @@ class RolloutWorker:
             )
         if self._mask_old:
             _mask_old(samples, version)
+        refused = {f"rollout/{name}": count for name, count in self._client.refusals.take().items()}
+        metrics |= {"rollout/refused_answers": sum(refused.values(), 0.0)} | refused
         return samples, metrics | told | self._reward_counts()
 
     def evaluate(self, step: int) -> Metrics:
@@ -155,6 +164,8 @@ class RolloutWorker:
         self._begin_step(step)
         metrics = self._runner.run(evaluate(self._sets, self._generator, self._seed))
         failed = {f"eval/{name.partition('/')[2]}": count for name, count in self._reward_counts().items() if count}
+        if self._client is not None:
+            failed |= {f"eval/{name}": count for name, count in self._client.refusals.take().items()}
         return metrics | failed | {"perf/eval_time": time.perf_counter() - began}
 
     def state_dict(self) -> dict[str, Any]:
@@ -215,7 +226,7 @@ class RolloutWorker:
         """Make the client inside the loop that will use it."""
         return connect(
             needs, self._routing, max_concurrency=self._max_concurrency, timeout_s=self._request_timeout_s,
-            seed=self._seed,
+            max_refused=self._max_refused, seed=self._seed,
         )  # fmt: skip
 
     async def _close(self) -> None:

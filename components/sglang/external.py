@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import stat
 import time
-from pathlib import Path
 from typing import Any
 
 import httpx
@@ -13,8 +11,9 @@ from components.sglang.identity import Asked, Expected, differences
 from components.sglang.keys import Keys
 from components.sglang.kinds import engine_provides
 from components.sglang.weights import make_sink
-from slime_launch.errors import ComponentError, DeadlineError, Problem
+from slime_launch.errors import ComponentError, DeadlineError
 from slime_launch.interfaces import Needs, Provides
+from slime_launch.key_files import read_key
 from slime_launch.types import Endpoint
 
 _PATIENCE_S = 30.0
@@ -63,7 +62,7 @@ class ExternalServer:
 
         Raises ComponentError with everything that is not as expected, DeadlineError when it is not healthy in time.
         """
-        keys = {field: _read_key(self._key, field, file) for field, file in self._key_files.items()}
+        keys = {field: read_key(f"{self._key}.{field}", file) for field, file in self._key_files.items()}
         self._client = httpx.Client(base_url=self.url, timeout=_PROBE_S, trust_env=False)
         self._wait_healthy()
         if self._kind == "encoder":
@@ -120,21 +119,3 @@ class ExternalServer:
 
     def _title(self) -> str:
         return f"external server {self._name} ({self._kind}, {self.url})"
-
-
-def _read_key(group: str, field: str, file: str | None) -> str:
-    """The token in a file, empty without one. Raises ComponentError when it cannot be read or is not one line."""
-    if file is None:
-        return ""
-    path = Path(file).expanduser()
-    try:
-        key = path.read_text().strip()
-        mode = stat.S_IMODE(path.stat().st_mode)
-    except (OSError, UnicodeDecodeError) as error:
-        reason = f"cannot be read ({type(error).__name__})"
-        raise ComponentError(str(Problem(f"{group}.{field}", file, reason, "name a file with the token"))) from None
-    if not key or len(key.split()) > 1 or not key.isascii():
-        raise ComponentError(str(Problem(f"{group}.{field}", file, "is not one token", "write the token alone")))
-    if mode & 0o077:
-        print(f"warning: {group}.{field}={file}: others may read it (mode {mode:04o}); use chmod 600", flush=True)
-    return key

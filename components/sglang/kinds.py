@@ -34,6 +34,7 @@ class Site:
     weight_sync: dict[str, Any] | None
     keys: Keys
     shared_key: str | None = None
+    log: str = ""
 
     @property
     def url(self) -> str:
@@ -57,10 +58,10 @@ def network_env(host: str) -> dict[str, str]:
 
 
 def engine_provides(
-    url: str, kind: str, *, keys: Keys, model: str, dp_size: int, bootstrap_port: int | None = None
+    url: str, kind: str, *, keys: Keys, model: str, dp_size: int, bootstrap_port: int | None = None, log: str = ""
 ) -> dict[str, Any]:
     """What an engine of a kind hands to its router and to the rollout, whoever runs it."""
-    return {ENGINE_URLS[kind]: Endpoint(url, keys.user, model, bootstrap_port, dp_size, keys.admin)}
+    return {ENGINE_URLS[kind]: Endpoint(url, keys.user, model, bootstrap_port, dp_size, keys.admin, log)}
 
 
 def _own_keys(site: Site, needs: Needs) -> Keys:
@@ -162,7 +163,9 @@ def _encoder_provides(site: Site) -> Provides:
 def _engine_provides(site: Site) -> Provides:
     port = site.server_args.get("disaggregation_bootstrap_port") if site.kind == "prefill" else None
     ranks = int(site.server_args.get("dp_size", 1))
-    given = engine_provides(site.url, site.kind, keys=site.keys, model=site.model, dp_size=ranks, bootstrap_port=port)
+    given = engine_provides(
+        site.url, site.kind, keys=site.keys, model=site.model, dp_size=ranks, bootstrap_port=port, log=site.log
+    )
     if site.weight_sync is not None:
         ranks = site.server_args.get("tp_size", 1)
         given["weight_sink"] = make_sink(site.url, site.keys.admin, ranks, site.weight_sync)
@@ -170,7 +173,7 @@ def _engine_provides(site: Site) -> Provides:
 
 
 def _router_provides(site: Site) -> Provides:
-    return {"router_url": Endpoint(site.url, site.keys.user, site.model)}
+    return {"router_url": Endpoint(site.url, site.keys.user, site.model, log=site.log)}
 
 
 def _nothing(site: Site) -> Provides:

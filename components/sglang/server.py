@@ -65,12 +65,12 @@ class Server:
     ) -> None:
         if kind not in kinds.KINDS:
             raise ComponentError(f"server {name}: unknown kind {kind}; one of {', '.join(kinds.KINDS)}")
-        own = (Keys.fresh(), shared_key)
+        self._log = Path(log).resolve()
+        own = (Keys.fresh(), shared_key, str(self._log))
         self.site = kinds.Site(name, kind, host, port, model_path, model, server_args, weight_sync, *own)
         self.kind = kinds.KINDS[kind]
         self._kind_name = kind
         self._env = env
-        self._log = Path(log).resolve()
         self._timeout_s = start_timeout_s
         self._process: Guarded | None = None
         self._broken: str | None = None

@@ -8,6 +8,7 @@ from __future__ import annotations
 from slime_launch.checks import (
     batch,
     data,
+    elsewhere,
     layout,
     machine,
     media,
@@ -29,7 +30,8 @@ from slime_launch.schema import Config
 
 RULES: tuple[Rule, ...] = (
     *nodes.RULES, *data.RULES, *media.RULES, *rewards.RULES, *model.RULES, *transformer.RULES, *layout.RULES,
-    *batch.RULES, *sampling.RULES, *topology.RULES, *routing.RULES, *servers.RULES, *machine.RULES,
+    *batch.RULES, *sampling.RULES, *elsewhere.RULES, *topology.RULES, *routing.RULES, *servers.RULES,
+    *machine.RULES,
 )  # fmt: skip
 
 

@@ -85,6 +85,31 @@ class PartialConfig:
 
 
 @dataclass(frozen=True, kw_only=True)
+class EvalEndpoint:
+    """Somebody else's server that speaks OpenAI's protocol, asked in place of the engines."""
+
+    base_url: Annotated[
+        str | None,
+        about("Its address up to /chat/completions, e.g. https://host/v1; null: the run's engines are asked."),
+    ] = None
+    model: Annotated[str | None, about("The model's name there.")] = None
+    key_file: Annotated[str | None, about("File with its API key; null where it takes none.")] = None
+    timeout_s: Annotated[Seconds, about("Longest wait for one answer.", "s")] = 120.0
+    retries: Annotated[Natural, about("Further tries of a request that fails for a reason that may pass.")] = 3
+    concurrency: Annotated[Count, about("Requests in flight.")] = 16
+    once: Annotated[bool, about("Ask at the first evaluation only, and report its scores at the later ones too.")] = (
+        False
+    )
+    fields: Annotated[
+        dict[str, str | None],
+        about(
+            "What it calls SGLang's sampling parameters, where OpenAI's protocol has no such name or it wants another, "
+            "e.g. {max_new_tokens: max_completion_tokens, top_k: top_k}; null leaves one out."
+        ),
+    ] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, kw_only=True)
 class EvalSet:
     """One held-out set, where it differs from the run."""
 
@@ -99,6 +124,9 @@ class EvalSet:
         default_factory=dict
     )
     pass_at: Annotated[list[int], about("Report pass@k for these k.")] = field(default_factory=list)
+    endpoint: Annotated[EvalEndpoint, about("Who answers, in place of the run's engines.")] = field(
+        default_factory=EvalEndpoint
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,6 +178,9 @@ class RolloutConfig:
     )
     request_timeout_s: Annotated[Seconds, about("Longest wait for one generation.", "s")] = 120.0
     max_concurrency: Annotated[Count, about("Requests in flight for each engine that generates.")] = 128
+    max_refused_answers: Annotated[
+        Natural, about("Answers of one engine that do not hold together (and are asked for again) let pass in a step.")
+    ] = 8
     server_args: Annotated[Layered, about("SGLang ServerArgs fields by where they apply.")] = field(
         default_factory=Layered
     )

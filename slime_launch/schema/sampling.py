@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 NAMED = ("temperature", "top_p", "max_new_tokens")
@@ -27,3 +28,17 @@ BENDS_LOGITS: dict[str, Any] = {
     "min_new_tokens": 0,
 }  # fmt: skip
 """Parameters that change logits before logprobs are taken, with the value that does not: the trainer does without."""
+
+OPENAI = {
+    "temperature": "temperature", "top_p": "top_p", "max_new_tokens": "max_tokens", "stop": "stop",
+    "frequency_penalty": "frequency_penalty", "presence_penalty": "presence_penalty", "sampling_seed": "seed",
+}  # fmt: skip
+"""SGLang's parameters that OpenAI's chat completions have too, and their names there; others are of one server."""
+
+OPENAI_OWN = ("model", "messages", "n", "stream", "tools", "functions")
+"""Fields of a chat completion request that no sampling parameter may be called."""
+
+
+def openai_names(fields: Mapping[str, str | None]) -> dict[str, str | None]:
+    """Sampling parameters -> names in requests to a server, ``fields`` over OpenAI's; None: left out."""
+    return {**OPENAI, **fields}

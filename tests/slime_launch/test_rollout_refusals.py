@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
 from slime_launch.checks.sampling import RULES
@@ -11,6 +13,8 @@ from tests.slime_launch.plans import plan_for
 
 QWEN = "+experiment=qwen3_grpo"
 S, E = "rollout.sampling", "rollout.eval_sets"
+URL = "endpoint.base_url=http://h:1/v1"
+NAMED = (f"+{E}.a.{URL}", f"+{E}.a.endpoint.model=m")
 EXACT = "{_target_: components.rewards.exact.Exact, weight: 1.0}"
 
 BAD: list[tuple[list[str], str]] = [
@@ -27,6 +31,21 @@ BAD: list[tuple[list[str], str]] = [
     ([f"+{E}.a.samples=0"], f"error: {E}.a.samples=0: expected"),
     ([f"+{E}.a.pass_at=[2,64]"], f"error: {E}.a.pass_at=64: pass@64 needs 64 samples of a prompt, there are 4"),
     ([f"+{E}.a.data._target_=os.system"], f"error: {E}.a.data._target_=os.system: only objects of components"),
+    ([f"+{E}.a.{URL}"], f"error: {E}.a.endpoint.model=null: the server has to be told which; give its name"),
+    ([f"+{E}.a.endpoint.model=m"], f"error: {E}.a.endpoint.base_url=null: there is no server that model could be of"),
+    ([f"+{E}.a.endpoint.base_url=ftp://h/v1"], f"error: {E}.a.endpoint.base_url=ftp://h/v1: not a server's address"),
+    ([f"+{E}.a.endpoint.base_url=https://me:pw@h/v1"], "not a server's address; write https://host[:port]/v1; a key"),
+    ([f"+{E}.a.endpoint.api_key=sk-1"], f"error: {E}.a.endpoint.api_key"),
+    ([*NAMED, f"+{E}.a.endpoint.key_file=none"], f"error: {E}.a.endpoint.key_file=none: cannot be read (FileNotFound"),
+    ([*NAMED, f"+{E}.a.endpoint.key_file={__file__}"], f"{E}.a.endpoint.key_file={__file__}: is not one token"),
+    ([*NAMED, f"+{E}.a.sampling.min_p=0.1"], f"error: {E}.a.sampling.min_p=0.1: OpenAI's protocol has no such"),
+    ([*NAMED, f"+{S}.top_k=4"], f"{S}.top_k=4: OpenAI's protocol has no such parameter, and {E}.a is asked by it"),
+    ([*NAMED, f"+{E}.a.endpoint.fields.top_kk=k"], f"error: {E}.a.endpoint.fields.top_kk=k: no such SGLang sampling p"),
+    ([*NAMED, f"+{E}.a.endpoint.fields.top_k=n"], f"error: {E}.a.endpoint.fields.top_k=n: a field of the request"),
+    (
+        [*NAMED, "rollout.generate._target_=components.rollout.tools.ToolLoop"],
+        f"error: {E}.a.{URL}: it is asked once a sample, and the run's answers come about by rollout.generate=comp",
+    ),
     (["rollout.pass_at=[0]"], "error: rollout.pass_at=0: pass@0 needs 1 samples"),
     (["rollout.pass_at=[999]"], "error: rollout.pass_at=999: pass@999 needs 999 samples of a prompt, there are"),
     (["rollout.oversample=0.5"], "error: rollout.oversample=0.5: expected float >= 1.0"),
@@ -59,6 +78,16 @@ def test_what_is_meant_goes_to_the_rollout() -> None:
     assert args["eval_sets"]["a"]["reward"]["node"]["_target_"] == args["reward"]["_target_"]
     assert args["eval_sets"]["a"]["reward"]["score"] == "exact" and args["eval_sets"]["b"]["reward"] is None
     assert args["partial"] == {"keep": True, "mask_old": True, "max_lag": 4} and args["compares_group"]
+
+
+def test_a_servers_names_for_sampling_parameters_are_the_users_word(tmp_path: Path) -> None:
+    (tmp_path / "key").write_text("sk-1\n")
+    endpoint = plan_for(
+        QWEN, f"+{S}.top_k=20", f"+{E}.a.sampling.min_p=0.1", *NAMED, f"+{E}.a.endpoint.fields.top_k=top_k",
+        f"+{E}.a.endpoint.fields.min_p=null", f"+{E}.a.endpoint.key_file={tmp_path}/key",
+    ).of_kind("rollout")[0].args["eval_sets"]["a"]["endpoint"]  # fmt: skip
+    assert endpoint["fields"] == {"top_k": "top_k", "min_p": None} and endpoint["key_file"] == f"{tmp_path}/key"
+    assert (endpoint["base_url"], endpoint["model"], endpoint["once"]) == ("http://h:1/v1", "m", False)
 
 
 def test_the_installed_sglang_is_read() -> None:

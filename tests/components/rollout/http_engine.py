@@ -30,12 +30,15 @@ def token_of(seed: int, place: int) -> int:
 class HttpEngine:
     """Samples one token a tick, until the whole response has the length that ``length`` gives for a request's body.
 
-    tick_s: of a request's body. bodies, answers: everything that came and went, in pairs. version: of its weights.
+    tick_s: of a request's body. spoils: gets a request's body and the answer's meta_info, which it may change, or gives
+    the bytes to answer instead, cut off at the end. bodies, answers: everything else that came and went, in pairs.
+    version: of its weights.
     """
 
     length: Callable[[Mapping[str, Any]], int] = lambda body: 4
     tick_s: Callable[[Mapping[str, Any]], float] = lambda body: 0.001
     refuses: Callable[[Mapping[str, Any]], bool] = lambda body: False
+    spoils: Callable[[Mapping[str, Any], dict[str, Any]], bytes | None] = lambda body, meta: None
     version: int = 0
     url: str = ""
     exchanges: list[tuple[dict[str, Any], dict[str, Any]]] = field(default_factory=list)
@@ -53,7 +56,7 @@ class HttpEngine:
         try:
             out: list[int] = []
             ended = "stop"
-            wanted = self.length(body) - (BUDGET - sampling["max_new_tokens"])
+            wanted = max(1, self.length(body) - (BUDGET - sampling["max_new_tokens"]))
             while len(out) < wanted:
                 await asyncio.sleep(self.tick_s(body))
                 if self._aborts != epoch:
@@ -70,8 +73,21 @@ class HttpEngine:
             "output_token_logprobs": [[-1.0 - place / 8, token, None] for place, token in enumerate(out)],
             "weight_version": str(self.version),
         }  # fmt: skip
+        if (instead := self.spoils(body, meta)) is not None:
+            return await self._cut_off(request, instead)
         self.exchanges.append((body, meta))
         return web.json_response({"meta_info": meta})
+
+    async def _cut_off(self, request: web.Request, data: bytes) -> web.Response:
+        """A body that ends as JSON does is sent whole; of any other one twice as much is promised."""
+        if data.endswith(b"}"):
+            return web.Response(body=data)
+        reply = web.StreamResponse(headers={"Content-Length": str(2 * len(data))})
+        await reply.prepare(request)
+        await reply.write(data)
+        if request.transport is not None:
+            request.transport.close()
+        return reply  # type: ignore[return-value]
 
     async def abort(self, request: web.Request) -> web.Response:
         self._aborts += 1
@@ -153,6 +169,7 @@ def worker_args(**changes: Any) -> dict[str, Any]:
         "generate": {"_target_": "components.rollout.single.SingleTurn"}, "oversample": 1.0, "filters": {},
         "draw_limit": 8, "keep_when_insufficient": False, "compares_group": True, "eval_sets": {}, "pass_at": [],
         "routing": {"by": "direct", "affinity": False}, "max_concurrency": 64, "request_timeout_s": 20.0, "seed": 1,
+        "max_refused_answers": 8,
     }  # fmt: skip
     return args | changes
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 from components.rollout.engine import SampleEngine, new_sample
 from components.rollout.prompts import Renderer
 from slime_launch.types import Prompt, Sample
 
+T = TypeVar("T")
 Turn = Sequence[int] | Mapping[str, Any]
 """The ids that an engine samples, or entries of its ``meta_info`` over those of a good answer."""
 
@@ -22,7 +23,7 @@ class Script:
         self.bodies: list[Mapping[str, Any]] = []
         self._expands = expands
 
-    async def generate(self, body: Mapping[str, Any]) -> dict[str, Any]:
+    async def generate(self, body: Mapping[str, Any], read: Callable[[dict[str, Any]], T]) -> T:
         self.bodies.append(body)
         turn = self.turns.pop(0)
         own = turn if isinstance(turn, Mapping) else {"ids": turn}
@@ -34,7 +35,7 @@ class Script:
             "finish_reason": {"type": "stop"},
             "weight_version": "3",
         }
-        return {"meta_info": meta | {name: value for name, value in own.items() if name != "ids"}}
+        return read({"meta_info": meta | {name: value for name, value in own.items() if name != "ids"}})
 
 
 def begin(

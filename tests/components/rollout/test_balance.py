@@ -148,3 +148,11 @@ def test_every_way_out_gives_the_place_back(seed: int) -> None:
 
     slots = asyncio.run(all_of_them())
     assert (slots.balance.in_flight, slots.balance.waiting) == (0, 0)
+
+
+def test_elsewhere_is_the_emptiest_place_of_another_engine() -> None:
+    balance: Balance[str] = Balance([1, 2, 1], 4, 0)
+    for number, bound in enumerate([Slot(1, 0), Slot(2, 0), Slot(2, 0)]):
+        balance.take(str(number), bound)
+    assert balance.elsewhere(Slot(0, 0)) == Slot(1, 1) and balance.elsewhere(Slot(1, 1)) == Slot(0, 0)
+    assert Balance[str]([2], 1, 0).elsewhere(Slot(0, 1)) == Slot(0, 1)

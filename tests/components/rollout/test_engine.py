@@ -117,9 +117,9 @@ def test_an_abort_before_the_engine_began_leaves_the_sample_as_it_was(
     """An engine may have had the images encoded all the same; one that was never asked has not."""
     engine, sample, script = begin(glm, ask("what?", [picture(1)]), [])
 
-    async def nothing(body: Any) -> dict[str, Any]:
+    async def nothing(body: Any, read: Any) -> Any:
         meta = {"finish_reason": {"type": "abort"}, "completion_tokens": 0, "output_token_logprobs": []}
-        return {"meta_info": meta | told}
+        return read({"meta_info": meta | told})
 
     script.generate = nothing  # type: ignore[method-assign]
     asyncio.run(engine.generate(sample))

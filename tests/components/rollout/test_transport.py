@@ -101,7 +101,7 @@ def test_500_requests_with_failures_and_cancellations(engines: list[Endpoint]) -
         session = client.session()
         refused = {"long": body(4, prompt=40_000), "bad": body(4, temperature=-1.0)}
         try:
-            answer = await session.generate(refused.get(kind) or body(draw.randint(1, 12)))
+            answer = await session.generate(refused.get(kind) or body(draw.randint(1, 12)), dict)
         except ComponentError as error:
             assert "refused a request: 400" in str(error)
             outcomes["refused"] += 1
@@ -153,8 +153,8 @@ def test_abort_ends_all_and_the_answers_arrive(engines: list[Endpoint]) -> None:
     async def run(client: Client) -> list[dict[str, Any]]:
         sessions = [client.session() for _ in range(40)]
         asked = body(500) | {"return_logprob": True}
-        jobs = [asyncio.create_task(session.generate(asked)) for session in sessions]
-        gone = asyncio.create_task(client.session().generate(asked))
+        jobs = [asyncio.create_task(session.generate(asked, dict)) for session in sessions]
+        gone = asyncio.create_task(client.session().generate(asked, dict))
         async with asyncio.timeout(30):
             while not any(load["num_running_reqs"] for engine in engines for load in loads(engine)):
                 await asyncio.sleep(0.05)
@@ -165,8 +165,8 @@ def test_abort_ends_all_and_the_answers_arrive(engines: list[Endpoint]) -> None:
         assert not any(load["num_running_reqs"] for engine in engines for load in loads(engine))
         answers = [await job for job in jobs]
         # whoever was there before asks nothing any more; whoever comes new does
-        assert (await sessions[0].generate(body(1)))["output_ids"] == []
-        assert len((await client.session().generate(body(3)))["output_ids"]) == 3
+        assert (await sessions[0].generate(body(1), dict))["output_ids"] == []
+        assert len((await client.session().generate(body(3), dict))["output_ids"]) == 3
         return answers
 
     answers = use(engines, run, max_concurrency=12)
@@ -202,7 +202,7 @@ def test_abort_says_what_still_runs(engines: list[Endpoint]) -> None:
 
 def test_a_conversation_stays_where_it_began(engines: list[Endpoint]) -> None:
     async def talk(session: Session) -> set[int]:
-        return {(await session.generate(body(2)))["meta_info"]["dp_rank"] for _ in range(4)}
+        return {(await session.generate(body(2), dict))["meta_info"]["dp_rank"] for _ in range(4)}
 
     async def run(client: Client) -> list[set[int]]:
         sessions = [client.session() for _ in range(12)]
@@ -221,7 +221,7 @@ def test_a_router_decides_by_itself(engines: list[Endpoint], tmp_path: Path, pol
 
     async def run(client: Client) -> list[set[tuple[str, int]]]:
         sessions = [client.session() for _ in range(24)]
-        answers = [[await session.generate(body(1)) for _ in range(3)] for session in sessions]
+        answers = [[await session.generate(body(1), dict) for _ in range(3)] for session in sessions]
         return [{(a["meta_info"]["dp_rank"]) for a in of_one} for of_one in answers]
 
     with stopped(router):

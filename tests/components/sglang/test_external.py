@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -50,7 +51,7 @@ def test_it_serves_and_takes_weights_like_ours_and_goes_on_afterwards(
 
     server = external(text, tmp_path)
     given = server.start({})
-    assert given["engine_url"] == text.endpoint
+    assert given["engine_url"] == replace(text.endpoint, log="")  # the log is its owner's
     weights = load_file(text.checkpoint / "model.safetensors")
     sink = given["weight_sink"]
     sink.connect()

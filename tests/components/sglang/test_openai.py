@@ -12,11 +12,16 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModel, AutoTokenizer
 
 from components.rewards.model import Judge, Scalar
+from components.rollout.elsewhere import TextSample
+from components.rollout.preflight import preflight
+from components.rollout.prompts import Renderer
 from slime_launch.endpoints import published
 from slime_launch.errors import ComponentError
 from tests.components.rewards.samples import sample
+from tests.components.rollout.http_engine import Endless, HttpEngine, make_worker, serving, worker_args
+from tests.components.rollout.test_elsewhere import entry, node
 from tests.components.sglang.conftest import engine_of, stopped
-from tests.servers import data_uri, make_server, picture
+from tests.servers import data_uri, make_server, picture, post
 
 pytestmark = pytest.mark.servers
 
@@ -48,6 +53,53 @@ def test_evaluation_tools_chat_with_text_and_images(text, split, tmp_path):
     tokenizer = AutoTokenizer.from_pretrained(text.checkpoint)
     rendered = tokenizer.apply_chat_template(chat, add_generation_prompt=True, tokenize=False)
     assert counted == len(tokenizer(rendered, add_special_tokens=False)["input_ids"])
+
+
+def test_a_held_out_set_answered_by_a_deployed_copy(text, split, tmp_path, monkeypatch):
+    """Greedy, the same model says the same behind its chat endpoint as to the rollout; images arrive at another's."""
+    monkeypatch.setenv("SLIME_LAUNCH_ALLOW_TARGETS", "tests")
+    SEEN.clear()
+    encoded = sum(split.encoded())
+
+    def endpoint(router, name):
+        (tmp_path / name).write_text(router.key)
+        (tmp_path / name).chmod(0o600)
+        return {"base_url": f"{router.url}/v1", "model": name, "key_file": str(tmp_path / name)}
+
+    sets = {
+        "copy": entry("", endpoint(text.router, "actor"), reward=None),
+        "omni": entry("", endpoint(split.endpoint, "omni"), reward=None, samples=1, data=node("Pictures")),
+    }
+    with serving(HttpEngine()) as engine:
+        made = make_worker(text.checkpoint, engine.url, eval_sets=sets, reward={"_target_": f"{__name__}.Keep"})
+        try:
+            checked = preflight(worker_args(eval_sets=sets) | {"hf_checkpoint": str(text.checkpoint)})
+            assert checked.problems == [] and sum("it lists" in line for line in checked.lines) == 2
+            told = made.evaluate(0)
+        finally:
+            made.stop()
+    assert told["eval/copy/unanswered"] == told["eval/omni/unanswered"] == told["eval/omni/greedy/unanswered"] == 0
+    assert sum(split.encoded()) > encoded and Path(text.endpoint.log).is_file()
+
+    renderer = Renderer(str(text.checkpoint))
+    foreign = [one for one in SEEN if isinstance(one, TextSample)]
+    for prompt in Endless(0).eval_sets()["held_out"]:
+        body = {"input_ids": renderer.render(prompt).ids, "sampling_params": {"temperature": 0, "max_new_tokens": 16}}
+        meta = post(text.endpoint, "/generate", body | {"return_logprob": True}).json()["meta_info"]
+        greedy = renderer.decode([token for _, token, _ in meta["output_token_logprobs"]])
+        assert greedy and greedy in {one.response for one in foreign if one.prompt.label == prompt.label}
+    assert len(foreign) == 2 * (2 + 1) + 2 * (1 + 1) and all(one.response for one in foreign)
+
+
+SEEN = []
+
+
+class Keep:
+    """Scores nothing, keeps the samples."""
+
+    async def score(self, samples):
+        SEEN.extend(samples)
+        return [0.0] * len(samples)
 
 
 def test_an_engine_as_judge(text):
