@@ -57,10 +57,5 @@ def _prompt(request: Any) -> Any:
 
 
 def _is_cached(tree: Any, request: Any) -> bool:
-    from sglang.srt.mem_cache.base_prefix_cache import MatchPrefixParams
-    from sglang.srt.mem_cache.radix_cache import RadixKey
-
-    ids = request.origin_input_ids
-    key = RadixKey(token_ids=ids, extra_key=request.extra_key, cache_salt=request.cache_salt)
-    found = tree.match_prefix(MatchPrefixParams(key=key)).device_prefix_len
-    return bool(len(ids) - found < _LEAST)
+    request.init_next_round_input(tree, cow_mamba=False)
+    return bool(len(request.origin_input_ids) - request.prefix_len < _LEAST)
