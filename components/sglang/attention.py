@@ -55,6 +55,8 @@ class Rows:
 
         requests, lengths_B = len(rows_B), prefixes_B + new_B
         longest, most = int(lengths_B.max()), int(new_B.max())
+        if most == 1:
+            return cls.of_decode(req_to_token, rows_B, lengths_B)
         if most > _MOST_NEW or requests * longest * most > _MOST_WORK * int((lengths_B * new_B).sum()):
             return None
         keys_L, new_E = torch.arange(longest, device=rows_B.device), torch.arange(most, device=rows_B.device)
@@ -97,6 +99,46 @@ class Rows:
         return out_NHD if self.places_N is None else out_NHD.index_select(0, self.places_N)
 
 
+@dataclass(frozen=True)
+class Parts:
+    """A prefill as batches of requests that are alike: prompts, and the last tokens of prompts that are known.
+
+    Each part with the places of its tokens among the N, None where it has all.
+    """
+
+    parts: tuple[tuple[Tensor | None, Rows], ...]
+
+    @classmethod
+    def of_extend(
+        cls, req_to_token: Tensor, rows_B: Tensor, prefixes_B: Tensor, new_B: Tensor, share: int
+    ) -> Parts | None:
+        """Requests parted by the power of two of their new tokens; None where a part does not pay."""
+        import torch
+
+        sizes = [count.bit_length() for count in new_B.tolist()]
+        if len(set(sizes)) == 1:
+            rows = Rows.of_extend(req_to_token, rows_B, prefixes_B, new_B, share)
+            return None if rows is None else cls(((None, rows),))
+        parts, sizes_B = [], torch.tensor(sizes, device=new_B.device)
+        sizes_N = sizes_B.repeat_interleave(new_B)
+        for size in set(sizes):
+            own = (sizes_B == size).nonzero()[:, 0]
+            rows = Rows.of_extend(req_to_token, rows_B[own], prefixes_B[own], new_B[own], share)
+            if rows is None:
+                return None
+            parts.append(((sizes_N == size).nonzero()[:, 0], rows))
+        return cls(tuple(parts))
+
+    def attend(self, query_NHD: Tensor, keys_SKD: Tensor, values_SKD: Tensor, scaling: float | None) -> Tensor:
+        """[N, H, D] of the values."""
+        out_NHD = query_NHD.new_empty(*query_NHD.shape[:2], values_SKD.shape[2])
+        for places, rows in self.parts:
+            if places is None:
+                return rows.attend(query_NHD, keys_SKD, values_SKD, scaling)
+            out_NHD.index_copy_(0, places, rows.attend(query_NHD[places], keys_SKD, values_SKD, scaling))
+        return out_NHD
+
+
 def batched_decode(
     original: Callable[..., Tensor],
     backend: Any,
@@ -137,14 +179,14 @@ def batched_extend(
     encoder_lens: Tensor | None = None,
     **options: Any,
 ) -> Tensor:
-    """One attention for all B requests of a prefill.
+    """One attention for all like requests of a prefill.
 
-    What ``batched_decode`` leaves to the original, long prompts and batches of unlike lengths go the original way.
+    What ``batched_decode`` leaves to the original, and long prompts, go the original way.
     """
     rows = None
     if options.get("causal") and not _special(query_NHD, k_cache_SKD, encoder_lens, options):
         share = query_NHD.shape[1] // k_cache_SKD.shape[1]
-        rows = Rows.of_extend(req_to_token, req_pool_indices, extend_prefix_lens, extend_seq_lens, share)
+        rows = Parts.of_extend(req_to_token, req_pool_indices, extend_prefix_lens, extend_seq_lens, share)
     if rows is None:
         pools = (k_cache_SKD, v_cache_SKD, req_to_token, req_pool_indices, seq_lens)
         lengths = (extend_prefix_lens, extend_seq_lens)

@@ -13,7 +13,7 @@ from collections.abc import Callable
 from functools import cache
 from typing import TYPE_CHECKING, Any
 
-from components.sglang.attention import Rows
+from components.sglang.attention import Parts, Rows
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -42,7 +42,7 @@ def plain_forward(
     return _layers(model, hidden_TM, positions, forward_batch, rows)
 
 
-def _layers(model: Any, residual_TM: Tensor, positions: Tensor, forward_batch: Any, rows: Rows) -> Tensor:
+def _layers(model: Any, residual_TM: Tensor, positions: Tensor, forward_batch: Any, rows: Rows | Parts) -> Tensor:
     from sglang.srt.model_executor.forward_context import get_attn_backend
     from torch.nn.functional import silu
 
@@ -112,7 +112,7 @@ def _constant(value: float) -> Tensor:
     return torch.tensor(value)
 
 
-def _rows(model: Any, batch: Any) -> Rows | None:
+def _rows(model: Any, batch: Any) -> Rows | Parts | None:
     """Where the keys of a plain decode step or prefill lie, None for any other pass."""
     from sglang.srt.model_executor.forward_batch_info import ForwardMode
     from sglang.srt.model_executor.forward_context import get_attn_backend
@@ -126,7 +126,7 @@ def _rows(model: Any, batch: Any) -> Rows | None:
         return None
     attention = model.layers[0].self_attn
     share = attention.num_heads // attention.num_kv_heads
-    return Rows.of_extend(table, rows_B, batch.extend_prefix_lens, batch.extend_seq_lens, share)
+    return Parts.of_extend(table, rows_B, batch.extend_prefix_lens, batch.extend_seq_lens, share)
 
 
 def _keeps_plain_keys(backend: Any) -> bool:

@@ -19,7 +19,7 @@ import torch
 from components.sglang import attention, cpu, dense, plugin
 
 PASSES: list[dict[str, Any]] = []
-PROMPTS = [[20 + j * step % 71 for j in range(length)] for step, length in ((3, 30), (5, 34), (7, 40))]
+PROMPTS = [[20 + j * step % 71 for j in range(length)] for step, length in ((3, 9), (5, 34), (7, 40))]
 SAMPLES, TOKENS = 8, 6
 
 
