@@ -116,6 +116,8 @@ class Parts:
         import torch
 
         sizes = [count.bit_length() for count in new_B.tolist()]
+        if 0 in sizes:
+            return None
         if len(set(sizes)) == 1:
             rows = Rows.of_extend(req_to_token, rows_B, prefixes_B, new_B, share)
             return None if rows is None else cls(((None, rows),))
