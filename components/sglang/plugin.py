@@ -10,7 +10,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from components.sglang import SGLANG_VERSION, banned, caches, cpu, epd, idle, private, seeds, sockets, tokens
+from components.sglang import (
+    SGLANG_VERSION,
+    attention,
+    banned,
+    caches,
+    dense,
+    epd,
+    idle,
+    private,
+    samples,
+    seeds,
+    sockets,
+    tokens,
+)
 
 KIND_ENV = "SLIME_LAUNCH_SERVER_KIND"
 WITHOUT_ENV = "SLIME_LAUNCH_WITHOUT_HOOKS"
@@ -39,7 +52,10 @@ HOOKS = (
     Hook(private.INFO_TARGET, private.redact_tokens, "AFTER", (TOKENIZER,)),
     Hook(caches.FLUSH_TARGET, caches.forget_images, "AFTER", (SCHEDULER,)),
     Hook(banned.SAMPLER_TARGET, banned.ban_tokens, "AFTER", (SCHEDULER,)),
-    Hook(cpu.DECODE_TARGET, cpu.batched_decode, "AROUND", (SCHEDULER,), cpu_only=True),
+    Hook(attention.DECODE_TARGET, attention.batched_decode, "AROUND", (SCHEDULER,), cpu_only=True),
+    Hook(attention.EXTEND_TARGET, attention.batched_extend, "AROUND", (SCHEDULER,), cpu_only=True),
+    Hook(dense.FORWARD_TARGET, dense.plain_forward, "AROUND", (SCHEDULER,), cpu_only=True),
+    Hook(samples.PREFILL_TARGET, samples.prefill_once, "AROUND", (SCHEDULER,), cpu_only=True),
     Hook(idle.LOOP_TARGET, idle.wait_for_requests, "AROUND", (SCHEDULER,), cpu_only=True),
     Hook(seeds.BATCH_TARGET, seeds.add_seeds, "AFTER", (SCHEDULER,), cpu_only=True),
     Hook(seeds.FILTER_TARGET, seeds.filter_min_p, "AROUND", (SCHEDULER,), cpu_only=True),
