@@ -34,7 +34,7 @@ from components.models.qwen3 import tiny
 from components.rollout.client import connect
 from components.rollout.engine import SampleEngine, new_sample
 from components.rollout.prompts import Renderer
-from components.sglang import attention, dense, samples
+from components.sglang import attention, samples
 from components.sglang.plugin import WITHOUT_ENV
 from components.sglang.seeds import BATCH_TARGET, FILTER_TARGET
 from components.sglang.server import Server
@@ -48,7 +48,7 @@ SIZES: dict[str, dict[str, Any]] = {
         "num_key_value_heads": 4,
     },
 }  # fmt: skip
-OURS = (attention.DECODE_TARGET, attention.EXTEND_TARGET, dense.FORWARD_TARGET, samples.PREFILL_TARGET)
+OURS = (attention.DECODE_TARGET, attention.EXTEND_TARGET, samples.PREFILL_TARGET)
 """What makes our engine quicker; without these it decodes as SGLang does."""
 STOCK = {WITHOUT_ENV: ",".join(OURS)}
 SEEDLESS = {WITHOUT_ENV: f"{BATCH_TARGET},{FILTER_TARGET}"}

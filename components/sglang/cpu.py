@@ -1,4 +1,4 @@
-"""The environment of an engine on a machine without a GPU. Its operators: ``attention``, ``dense``, ``kernels``."""
+"""The environment of an engine on a machine without a GPU. Its operators: ``attention``, ``kernels``."""
 
 from __future__ import annotations
 
