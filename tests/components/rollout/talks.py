@@ -36,7 +36,7 @@ async def _converse(at: Endpoint, renderer: Renderer, prompts: Sequence[Prompt])
         sample = new_sample(rendered, number, 0)
         for budget in (TURN // 2, TURN):
             await engine.generate(sample, max_new_tokens=budget)
-        sample.add_given(engine.continuation(sample, _TOLD))
+        sample.add_turn(await engine.continuation(sample, _TOLD))
         for text in _SPELLED:
             sample.add_given(engine.encode(text))
         return await engine.generate(sample, max_new_tokens=len(sample.response_ids) + TURN), engine.images_sent
