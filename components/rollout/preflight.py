@@ -60,7 +60,7 @@ def _unbuildable(args: Mapping[str, Any]) -> Iterator[Problem]:
     rewards = {"reward": args["reward"]} | {f"rollout.eval_sets.{name}.reward": node for name, node in own.items()}
     called = {f"rollout.filters.{name}": node for name, node in args["filters"].items()}
     called["rollout.generate"] = args["generate"]
-    read = {"rollout.media": args["media"]} if args["media"] else {}
+    read = {"rollout.media": args["media"]} if args.get("media") else {}
     for key, node in (rewards | called | read).items():
         try:
             made = make_callable(key, node) if key in called else instantiate(node)

@@ -46,7 +46,7 @@ class RolloutWorker:
     """Implements slime_launch.interfaces.Rollout.
 
     data, reward, generate, filters: ``_target_`` nodes; the data source also gets ``seed``.
-    media: node of the ``slime_launch.interfaces.Images`` that reads what environments show; empty: they show none.
+    media: node of the ``slime_launch.interfaces.Images`` that reads what environments show; null: they show none.
     score: the reward part that evaluation reports, null for the mixed reward.
     sampling: SGLang's sampling parameters. eval_sets: by name, what differs (see ``schema.rollout.EvalSet``); a reward
         of its own as ``{node, score}``.
@@ -70,7 +70,6 @@ class RolloutWorker:
         eval_samples: int,
         sampling: dict[str, Any],
         generate: dict[str, Any],
-        media: dict[str, Any],
         routing: dict[str, Any],
         oversample: float,
         draw_limit: int,
@@ -83,6 +82,7 @@ class RolloutWorker:
         max_concurrency: int,
         request_timeout_s: float,
         seed: int,
+        media: dict[str, Any] | None = None,
     ) -> None:
         self._hf_checkpoint, self._score, self._seed = hf_checkpoint, score, seed
         self._data_node, self._reward_node, self._generate_node = data, reward, generate

@@ -150,7 +150,7 @@ def worker_args(**changes: Any) -> dict[str, Any]:
         "reward": {"_target_": "components.rewards.mix.Mix", "parts": {"exact": EXACT}}, "score": None,
         "num_prompts": 3, "group_size": 4, "eval_samples": 2, "partial": partial,
         "sampling": {"temperature": 1.0, "top_p": 1.0, "max_new_tokens": BUDGET},
-        "generate": {"_target_": "components.rollout.single.SingleTurn"}, "media": {}, "oversample": 1.0, "filters": {},
+        "generate": {"_target_": "components.rollout.single.SingleTurn"}, "oversample": 1.0, "filters": {},
         "draw_limit": 8, "keep_when_insufficient": False, "compares_group": True, "eval_sets": {}, "pass_at": [],
         "routing": {"by": "direct", "affinity": False}, "max_concurrency": 64, "request_timeout_s": 20.0, "seed": 1,
     }  # fmt: skip
