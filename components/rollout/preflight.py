@@ -66,7 +66,7 @@ def _unbuildable(args: Mapping[str, Any]) -> Iterator[Problem]:
             made = make_callable(key, node) if key in called else instantiate(node)
             if key in read and not isinstance(made, Images):
                 raise ComponentError("it has no load(ref)")
-        except (LaunchError, ValueError) as error:
+        except (LaunchError, ValueError, TypeError) as error:
             yield Problem(key, node["_target_"], str(error), "mend the part it names")
 
 
