@@ -28,7 +28,8 @@ class RunState:
     """What a run goes on with beside the trainer's own state.
 
     step: the last one that is in the weights. seed: the run's. data: the rollout's ``state_dict``.
-    eval_before, eval_after: scores so far, fractions.
+    eval_before, eval_after: scores so far, fractions. span: updates that the learning rate's schedule spans, 0 where it
+    is constant.
     """
 
     version: int = STATE_VERSION
@@ -37,6 +38,7 @@ class RunState:
     data: dict[str, Any] = field(default_factory=dict)
     eval_before: float | None = None
     eval_after: float | None = None
+    span: int = 0
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,7 @@ from slime_launch import __version__, job
 from slime_launch.checks.nodes import RUNLESS_MODES
 from slime_launch.compose import CONFIG_NAME, check_arguments, force_add, loader_of, open_hydra, parse_overrides
 from slime_launch.errors import ConfigError, LaunchError, Problem
+from slime_launch.family import with_family
 from slime_launch.machine import read_machine
 from slime_launch.paths import bind_components
 from slime_launch.show import prints, show
@@ -64,7 +65,8 @@ def _command(argv: list[str]) -> int:
         if prints(args):
             return show(args, parser)
         hydra = open_hydra(args.config_dir)
-        return _run(hydra, args.overrides, RunMode.MULTIRUN if args.multirun else RunMode.RUN)
+        lines = with_family(hydra, args.overrides)
+        return _run(hydra, lines, RunMode.MULTIRUN if args.multirun else RunMode.RUN)
     finally:
         GlobalHydra.instance().clear()
 

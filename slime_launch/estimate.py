@@ -79,7 +79,7 @@ class _Estimator:
         samples = rollout.num_prompts * rollout.group_size // (parallel.dp * trainer.num_minibatches)
         rows = max(1, min(rows, samples))
         layout = Layout(
-            tp=parallel.tp, pp=parallel.pp, dp=parallel.dp, ep=parallel.ep,
+            tp=parallel.tp, pp=parallel.pp, dp=parallel.dp, cp=parallel.cp, ep=parallel.ep,
             first=given.get("num_layers_in_first_pipeline_stage"),
             last=given.get("num_layers_in_last_pipeline_stage"),
         )  # fmt: skip

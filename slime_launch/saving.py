@@ -22,6 +22,7 @@ class Saving:
         self._loop = loop
         self._interval, self._hf_interval = config.checkpoint.interval, config.checkpoint.hf_interval
         self._num_steps = config.num_steps
+        self._span = 0 if config.optim.schedule == "constant" else config.num_steps * config.num_minibatches
         self._checkpoints = Checkpoints(loop.run_dir, config.checkpoint.keep_last)
         self._under_way: RunState | None = None
 
@@ -40,6 +41,8 @@ class Saving:
             loop.outcome.steps = saved.state.step
             loop.outcome.eval_before, loop.outcome.eval_after = saved.state.eval_before, saved.state.eval_after
             loop.progress.line(f"resume: {saved.folder}: {told(saved.state, restored, self._num_steps)}")
+            if saved.state.span != self._span:
+                loop.progress.line(jump(saved.state.span, self._span))
         elif weights_from is not None:
             folder = named("trainer.checkpoint.weights_from", weights_from).folder
             loop.load(str(folder), weights_only=True)
@@ -75,7 +78,7 @@ class Saving:
         loop = self._loop
         state = RunState(
             step=step, seed=loop.config.seed, data=loop.data_position(),
-            eval_before=loop.outcome.eval_before, eval_after=loop.outcome.eval_after,
+            eval_before=loop.outcome.eval_before, eval_after=loop.outcome.eval_after, span=self._span,
         )  # fmt: skip
         loop.begin_save(str(self._checkpoints.begin(step).absolute()))
         self._under_way = state
@@ -91,4 +94,13 @@ def told(state: RunState, restored: Restored, num_steps: int) -> str:
     return (
         f"step {state.step}, seed {state.seed}, data position ({position}), "
         f"optimizer after {restored.updates} updates, {generators}; going on with step {state.step + 1} of {num_steps}"
+    )
+
+
+def jump(before: int, now: int) -> str:
+    """One line: the learning rate does not go on as if the run had not stopped; see ``RunState.span``."""
+    old, new = (f"spans {span} updates" if span else "is constant" for span in (before, now))
+    return (
+        f"resume: the learning rate jumps, since its schedule {new} now, and before {old}; it goes on smoothly with "
+        "the trainer.num_steps, num_minibatches and optim.schedule of before"
     )

@@ -7,13 +7,13 @@ import importlib.util
 from collections.abc import Iterator, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, Literal, Optional, Union
+from typing import Any
+
+from slime_launch.annotations import plain_type
 
 _EPD_SOURCE = "arg_groups/pd_disaggregation_hook.py"
 _FIELDS = "arg_groups/fields"
 _SAMPLING_SOURCE = "sampling/sampling_params.py"
-_SCALARS: dict[str, Any] = {"int": int, "float": float, "bool": bool, "str": str, "None": None}
-_GENERIC: dict[str, Any] = {"List": list, "list": list, "Dict": dict, "dict": dict, "Set": set}
 
 
 @cache
@@ -44,7 +44,7 @@ def server_arguments() -> Mapping[str, Any]:
     for source in folder.glob("*.py") if folder else ():
         for field in _fields(ast.parse(source.read_text())):
             if isinstance(field.target, ast.Name):
-                found[field.target.id] = _type(field.annotation)
+                found[field.target.id] = plain_type(field.annotation)
     return found
 
 
@@ -55,7 +55,7 @@ def sampling_parameters() -> Mapping[str, Any]:
     classes = [node for node in ast.parse(file.read_text()).body if isinstance(node, ast.ClassDef)] if file else []
     body = [item for node in classes if node.name == "SamplingParams" for item in node.body]
     fields = (item for item in body if isinstance(item, ast.AnnAssign) and isinstance(item.target, ast.Name))
-    return {field.target.id: _type(field.annotation) for field in fields if isinstance(field.target, ast.Name)}
+    return {field.target.id: plain_type(field.annotation) for field in fields if isinstance(field.target, ast.Name)}
 
 
 def _fields(tree: ast.Module) -> Iterator[ast.AnnAssign]:
@@ -63,29 +63,3 @@ def _fields(tree: ast.Module) -> Iterator[ast.AnnAssign]:
         for item in node.body if isinstance(node, ast.ClassDef) else [node]:
             if isinstance(item, ast.AnnAssign):
                 yield item
-
-
-def _type(annotation: ast.expr) -> Any:
-    """The type that an annotation spells with builtins and typing; the first entry of SGLang's ``A[type, help]``."""
-    if isinstance(annotation, ast.Constant) and annotation.value is None:
-        return None
-    if isinstance(annotation, ast.Name):
-        return _SCALARS.get(annotation.id, _GENERIC.get(annotation.id, Any))
-    if isinstance(annotation, ast.BinOp) and isinstance(annotation.op, ast.BitOr):
-        return Union[_type(annotation.left), _type(annotation.right)]  # noqa: UP007  (made at run time)
-    if not isinstance(annotation, ast.Subscript) or not isinstance(annotation.value, ast.Name):
-        return Any
-    name, inner = annotation.value.id, annotation.slice
-    parts = inner.elts if isinstance(inner, ast.Tuple) else [inner]
-    if name == "A":
-        return _type(parts[0])
-    if name == "Literal":
-        return Literal[tuple(part.value for part in parts if isinstance(part, ast.Constant))]
-    types = [_type(part) for part in parts]
-    if Any in types and name in ("Optional", "Union"):
-        return Any
-    if name == "Optional":
-        return Optional[types[0]]  # noqa: UP045
-    if name == "Union":
-        return Union[tuple(types)]  # noqa: UP007
-    return _GENERIC[name][tuple(types)] if name in _GENERIC else Any

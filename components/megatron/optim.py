@@ -53,7 +53,8 @@ class Optimizer:
             max_lr=optim["lr"],
             min_lr=optim["min_lr"],
             lr_warmup_steps=optim["warmup_steps"],
-            lr_decay_steps=max(updates, optim["warmup_steps"] + 1),  # a shorter run ends while it warms up
+            # update k trains at place k, so min_lr lies one place behind the last; a shorter run ends while it warms up
+            lr_decay_steps=max(updates, optim["warmup_steps"]) + 1,
             lr_decay_style=optim["schedule"],
             start_wd=optim["weight_decay"],
             end_wd=optim["weight_decay"],

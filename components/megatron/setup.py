@@ -36,6 +36,7 @@ def build_parts(trainer: MegatronTrainer) -> Parts:
     from components.megatron.pipeline import communication
     from components.megatron.step import Stepper, takes_head
     from components.megatron.weights import WeightMap
+    from components.models.context import this_context
 
     check_optim(trainer.optim)
     join_world(platform, trainer.rendezvous, trainer.rank, trainer.world_size, trainer.sizes, trainer.timeout_s)
@@ -58,6 +59,7 @@ def build_parts(trainer: MegatronTrainer) -> Parts:
             "of all places are made at once, whatever trainer.logprob_chunk",
             flush=True,
         )
+    context = this_context()
     head = Head(family.gpt(hf)["vocab_size"], trainer.temperature, trainer.banned_tokens, trainer.logprob_chunk)
     return Parts(
         checkpoint=checkpoint,
@@ -79,7 +81,8 @@ def build_parts(trainer: MegatronTrainer) -> Parts:
             ),
             device=platform.device,
             media=parallel_state.is_pipeline_first_stage(ignore_virtual=True),
-            length_multiple=trainer.sizes.tp if trainer.sizes.sp else 1,
+            length_multiple=context.multiple * (trainer.sizes.tp if trainer.sizes.sp else 1),
+            context=context,
         ),
         stepper=Stepper(chunks, algorithm, head, communication(config)),
     )

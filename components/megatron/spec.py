@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from dataclasses import fields, is_dataclass
 from typing import Any, TypeGuard
 
 from megatron.core import parallel_state
@@ -12,12 +13,14 @@ from megatron.core.transformer.transformer_block import TransformerBlockSubmodul
 from torch.nn import Module
 
 from components.megatron.config import ModelConfig
+from components.models.attention import TorchAttention
 from components.models.base import ModelProvider
 from components.models.decoder import DecoderModel
 from slime_launch.errors import ComponentError
 from slime_launch.targets import instantiate
 
 STAGE = ("pre_process", "post_process")
+CORE = "core_attention"
 ALLOWED = (
     "it must return a ModuleSpec, a TransformerBlockSubmodules or a model provider: a function or an object that is "
     f"called with {', '.join(STAGE)} (and vp_stage, if it takes that) and builds a torch.nn.Module"
@@ -27,10 +30,11 @@ ALLOWED = (
 def call_spec(spec: Mapping[str, Any], config: ModelConfig, vp_stage: int | None) -> Any:
     """Call the spec's target with (config, vp_stage): a ModuleSpec, block submodules or a ModelProvider.
 
-    Raises ComponentError that says what it returned and what it may return.
+    Raises ComponentError that says what it returned and what it may return, and for attention that cannot be shared.
     """
     answer = instantiate(spec, config=config, vp_stage=vp_stage)
     if isinstance(answer, ModuleSpec | TransformerBlockSubmodules):
+        _check_attention(spec, _cores(answer), config)
         return answer
     if not is_provider(answer):
         raise ComponentError(f"model.spec={spec['_target_']} returned {described(answer)}; {ALLOWED}")
@@ -47,20 +51,50 @@ def call_spec(spec: Mapping[str, Any], config: ModelConfig, vp_stage: int | None
 def build_stage(spec: Mapping[str, Any], answer: Any, config: ModelConfig, vp_stage: int | None) -> Module:
     """This rank's model of one virtual stage (None: of its only one).
 
-    Raises ComponentError when a provider builds something else than a module.
+    Raises ComponentError when a provider builds something else than a module, or attention that cannot be shared.
     """
     pre = parallel_state.is_pipeline_first_stage(ignore_virtual=False, vp_stage=vp_stage)
     post = parallel_state.is_pipeline_last_stage(ignore_virtual=False, vp_stage=vp_stage)
     if not is_provider(answer):
         return DecoderModel(config, answer, pre_process=pre, post_process=post, vp_stage=vp_stage, **config.gpt)
     given = {"pre_process": pre, "post_process": post, "vp_stage": vp_stage}
-    model = answer(**{name: given[name] for name in _keywords(answer)})
+    try:
+        model = answer(**{name: given[name] for name in _keywords(answer)})
+    except AssertionError as error:
+        raise ComponentError(f"model.spec={spec['_target_']}: its model provider fails: {error}") from error
     if not isinstance(model, Module):
         raise ComponentError(
             f"model.spec={spec['_target_']}: its model provider built {described(model)}; it must build a "
             "torch.nn.Module, this pipeline stage's"
         )
+    built = dict(model.named_modules())
+    _check_attention(spec, (type(part) for name, part in built.items() if name.endswith(CORE)), config)
     return model
+
+
+def _cores(part: Any) -> Iterator[Any]:
+    """What a spec of any depth names as the core of attention."""
+    if isinstance(part, list):
+        for each in part:
+            yield from _cores(each)
+    elif is_dataclass(part) and not inspect.isclass(part):
+        for entry in fields(part):
+            value = getattr(part, entry.name)
+            if entry.name == CORE:
+                yield value.module if isinstance(value, ModuleSpec) else value
+            else:
+                yield from _cores(value)
+
+
+def _check_attention(spec: Mapping[str, Any], cores: Iterator[Any], config: ModelConfig) -> None:
+    """Raises ComponentError where ranks share rows and the core of some attention does not gather their keys."""
+    other = {core for core in cores if not (inspect.isclass(core) and issubclass(core, TorchAttention))}
+    if other and config.context_parallel_size > 1:
+        raise ComponentError(
+            f"model.spec={spec['_target_']}: {CORE} {sorted(map(described, other))} does not serve "
+            f"trainer.parallel.cp={config.context_parallel_size}; use components.models.attention.TorchAttention, or "
+            "set cp to 1"
+        )
 
 
 def is_provider(answer: object) -> TypeGuard[ModelProvider]:

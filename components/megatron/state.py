@@ -37,6 +37,7 @@ class Layout:
     tp: int
     pp: int
     dp: int
+    cp: int = 1  # which older checkpoints do not name
 
 
 def layout() -> Layout:
@@ -45,6 +46,7 @@ def layout() -> Layout:
         tp=parallel_state.get_tensor_model_parallel_world_size(),
         pp=parallel_state.get_pipeline_model_parallel_world_size(),
         dp=parallel_state.get_data_parallel_world_size(),
+        cp=parallel_state.get_context_parallel_world_size(),
     )
 
 

@@ -17,6 +17,7 @@ from components.megatron.batches import MicroBatch
 from components.megatron.head import Head
 from components.megatron.logprobs import token_logprobs
 from components.models.base import TakesHead
+from components.models.context import summed
 from slime_launch.interfaces import Algorithm
 
 LOSS, ENTROPY, GAP, TOKENS, GAP_MAX = "loss", "entropy", "gap", "tokens", "gap_max"
@@ -48,7 +49,8 @@ class Report:
         """Collective. Sum over the ranks that saw logits, each sample counted once."""
         if dist.get_world_size() == 1:
             return
-        counts = parallel_state.is_pipeline_last_stage() and parallel_state.get_tensor_model_parallel_rank() == 0
+        first = not (parallel_state.get_tensor_model_parallel_rank() or parallel_state.get_context_parallel_rank())
+        counts = first and parallel_state.is_pipeline_last_stage()
         everywhere: list[Any] = [None] * dist.get_world_size()
         dist.all_gather_object(everywhere, (self.sums, self.gap_max) if counts else ({}, 0.0))
         self.sums = {}
@@ -95,7 +97,7 @@ class Stepper:
             model=self.chunks,
             num_microbatches=len(batches),
             # Shapes travel with the tensors (variable_seq_lengths); these two are the first micro-batch's.
-            seq_length=batches[0].inputs["input_ids"].shape[1],
+            seq_length=batches[0].inputs["position_ids"].shape[-1],
             micro_batch_size=batches[0].inputs["input_ids"].shape[0],
             forward_only=forward_only,
             **self.communication,
@@ -108,14 +110,15 @@ class Stepper:
     def _forward(self, loss: Callable[..., Any], batches: Iterator[MicroBatch], model: Any) -> tuple[Tensor, Any]:
         batch = next(batches)
         if not takes_head(model):
-            return model(**batch.inputs), lambda logits_BSV: loss(batch, self._from_logits(batch, logits_BSV))
-        places = {"slots_NR": batch.slots_NR, "targets_NR": batch.targets_NR, "mask_NR": batch.mask_NR}
+            return model(**batch.inputs), lambda logits_BSV: loss(batch, summed(*self._from_logits(batch, logits_BSV)))
+        places = {"slots_NR": batch.slots_NR, "targets_NR": batch.targets_NR, "mask_NR": batch.here_NR}
         head = partial(self.head, **places, sequence_parallel=model.config.sequence_parallel)
-        return model(**batch.inputs, head=head), partial(loss, batch)
+        return model(**batch.inputs, head=head), lambda scores: loss(batch, summed(*scores))
 
     def _from_logits(self, batch: MicroBatch, logits_BSV: Tensor) -> Scores:
         logits_NRV = logits_BSV.flatten(0, 1)[batch.slots_NR] / self.head.temperature
-        return token_logprobs(logits_NRV, batch.targets_NR, self.head.vocab, self.head.banned_tokens)
+        scores = token_logprobs(logits_NRV, batch.targets_NR, self.head.vocab, self.head.banned_tokens)
+        return scores[0] * batch.here_NR, scores[1] * batch.here_NR
 
     def _measure(self, batch: MicroBatch, scores: Scores) -> dict[str, Tensor]:
         """Sums over the counted tokens."""
@@ -132,7 +135,7 @@ class Stepper:
     def _keep_old(self, batch: MicroBatch, scores: Scores) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         logprobs_NR, sums = scores[0], self._measure(batch, scores)
         batch.old_NR = logprobs_NR.detach()
-        return logprobs_NR.sum(), sums[TOKENS].int(), sums
+        return logprobs_NR.sum(), batch.here_NR.sum().int(), sums
 
     def _loss(self, batch: MicroBatch, scores: Scores) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
         logprobs_NR, sums = scores[0], self._measure(batch, scores)
@@ -142,7 +145,8 @@ class Stepper:
         loss_NR, per_token = self.algorithm.loss(logprobs_NR, old_NR, batch.advantages_N, batch.mask_NR)
         loss = (loss_NR * batch.mask_NR).sum()
         sums |= {name: (value_NR * batch.mask_NR).sum() for name, value_NR in per_token.items()}
-        return loss, sums[TOKENS].int(), sums | {LOSS: loss.detach()}
+        # Megatron adds the tokens of ranks that share rows up, as it does their gradients.
+        return loss, batch.here_NR.sum().int(), sums | {LOSS: loss.detach()}
 
 
 def takes_head(model: Any) -> bool:

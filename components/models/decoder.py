@@ -19,6 +19,7 @@ from torch import Tensor
 from torch.nn.functional import dropout as drop
 
 from components.models.attention import TorchAttention
+from components.models.context import Context, this_context
 from components.models.dense import Biases
 from components.models.engine import engine_spec, norm
 from components.models.rope import Rope
@@ -31,14 +32,19 @@ class BatchRotary(torch.nn.Module):  # type: ignore[misc]
     angles by the wrong axis and cuts sections before interleaving.
     """
 
-    def __init__(self, rope: Rope, interleaved: bool) -> None:
+    def __init__(self, rope: Rope, interleaved: bool, context: Context | None = None) -> None:
         super().__init__()
         self.interleaved = interleaved
+        self.context = context or Context()
         self.inv_freq_C = rope.frequencies()
 
     def forward(self, position_ids: Tensor, mrope_section: list[int], cp_group: object = None) -> Tensor:
-        """Angles [S, B, 1, rotary channels] for positions [3, B, S]; a section of pairs follows one axis in turn."""
+        """Angles [S, B, 1, rotary channels] for positions [3, B, S]; a section of pairs follows one axis in turn.
+
+        Of rows that ranks share: the angles of this rank's places, for positions of all, as Megatron's own.
+        """
         inv_freq_C = self.inv_freq_C.to(position_ids.device)
+        position_ids = self.context.mine(position_ids, -1)
         angles_3BSC = position_ids.unsqueeze(-1).to(inv_freq_C.dtype) * inv_freq_C
         sections = angles_3BSC.split(mrope_section, dim=-1)
         angles_BSC = torch.cat([section[i % 3] for i, section in enumerate(sections)], dim=-1)
@@ -53,7 +59,8 @@ class DecoderModel(GPTModel):  # type: ignore[misc]
         super().__init__(config, *args, **gpt)
         self._head: Callable[..., Any] | None = None
         if self.position_embedding_type == "mrope":
-            self.rotary_pos_emb: Any = BatchRotary(config.rope, config.rotary_interleaved)
+            context = this_context() if config.context_parallel_size > 1 else None
+            self.rotary_pos_emb: Any = BatchRotary(config.rope, config.rotary_interleaved, context)
 
     @property
     def takes_head(self) -> bool:

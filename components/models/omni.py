@@ -36,8 +36,8 @@ class OmniModel(DecoderModel):
     def forward(self, *args: Any, media: Mapping[str, Mapping[str, Any]] | None = None, **gpt: Any) -> Any:
         """As GPTModel's, the embeddings of placeholders replaced by the towers' features.
 
-        media: encoder name -> {"inputs": the tower's tensors, "slots": flat indices into input_ids [B, S] of the
-        placeholders, "rows": the feature row of each slot}. Read on the first stage only.
+        media: encoder name -> {"inputs": the tower's tensors, "features": how many they give, "slots": flat indices
+        into input_ids [B, S] of the placeholders, "rows": the feature row of each slot}. Read on the first stage only.
         """
         if self.pre_process and (media or self.config.sequence_parallel):
             gpt["decoder_input"] = self._embed(gpt["input_ids"], gpt["position_ids"], media or {})
@@ -47,7 +47,7 @@ class OmniModel(DecoderModel):
         embedded_SBD = self.embedding(input_ids=input_ids_BS, position_ids=position_ids)
         flat = embedded_SBD.transpose(0, 1).flatten(0, 1)
         for name, part in media.items():
-            features = self._features(name, part["inputs"], int(part["rows"].max()) + 1)
+            features = self._features(name, part["inputs"], part["features"])
             flat = flat.index_copy(0, part["slots"], features[part["rows"]].to(flat.dtype))
         merged_SBD = flat.unflatten(0, input_ids_BS.shape).transpose(0, 1).contiguous()
         return scatter_to_sequence_parallel_region(merged_SBD) if self.config.sequence_parallel else merged_SBD

@@ -1,9 +1,11 @@
-"""How a warm start shows a task and asks for it: in one turn, or as ``components.rollout.practice`` in several."""
+"""What a warm start works with: the family's recipe, and how a task is shown and asked for, in one turn, or as
+``components.rollout.practice`` in several."""
 
 from __future__ import annotations
 
 import io
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, TypeAlias, runtime_checkable
 
 from slime_launch.types import Prompt, Sample, Status
@@ -29,6 +31,23 @@ class Practice(Protocol):
 
     def exam(self, prompts: Sequence[Prompt], temperature: float, max_new_tokens: int) -> Callable[[], list[Sample]]:
         """What gives one sampled response a prompt each time it is called."""
+
+
+@runtime_checkable
+class Recipe(Protocol):
+    """How a family's tiny checkpoint is made."""
+
+    def write(self, folder: Path, seed: int) -> None:
+        """Write a complete Hugging Face checkpoint with random weights."""
+
+    def prepare(
+        self,
+        model: PreTrainedModel,
+        processor: Processor,
+        prompts: Sequence[Prompt],
+        seed: int,
+    ) -> None:
+        """Train and freeze (``requires_grad_(False)``) what the warm start must not touch; may do nothing."""
 
 
 class OneTurn:

@@ -15,9 +15,9 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
-from components.models.practice import OneTurn, Practice, Processor, sampler
+from components.models.practice import OneTurn, Practice, Processor, Recipe, sampler
 from components.models.warm_start import Lesson, warm_start
 from slime_launch.errors import ComponentError
 from slime_launch.interfaces import DataSource, Needs, Provides, Reward
@@ -26,29 +26,11 @@ from slime_launch.targets import find_targets, instantiate
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerFast
 
-    from slime_launch.types import Prompt
 
 CHARACTERS = tuple(sorted(set(string.printable) - set("\t\r\x0b\x0c")))
 """Newline and the 95 printable ASCII characters; any other character is an error of the tokenizer, never a guess."""
 MANIFEST = "manifest.json"
 LIBRARIES = ("torch", "transformers", "tokenizers")
-
-
-@runtime_checkable
-class Recipe(Protocol):
-    """How a family's tiny checkpoint is made."""
-
-    def write(self, folder: Path, seed: int) -> None:
-        """Write a complete Hugging Face checkpoint with random weights."""
-
-    def prepare(
-        self,
-        model: PreTrainedModel,
-        processor: Processor,
-        prompts: Sequence[Prompt],
-        seed: int,
-    ) -> None:
-        """Train and freeze (``requires_grad_(False)``) what the warm start must not touch; may do nothing."""
 
 
 def build_tokenizer(

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from components.models.practice import Practice, Processor, encode
+from components.models.practice import Practice, Processor, Recipe, encode
 from slime_launch.errors import ComponentError
 from slime_launch.types import Prompt, Sample
 
@@ -17,7 +17,6 @@ if TYPE_CHECKING:
     from torch import Tensor
     from transformers import PreTrainedModel
 
-    from components.models.tiny import Recipe
     from slime_launch.interfaces import DataSource, Reward
 
 BANNED_MASS = 1e-7

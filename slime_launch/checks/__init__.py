@@ -18,6 +18,7 @@ from slime_launch.checks import (
     sampling,
     servers,
     topology,
+    transformer,
 )
 from slime_launch.checks.facts import Facts, Rule
 from slime_launch.errors import Problem
@@ -27,8 +28,8 @@ from slime_launch.resolve import resolve
 from slime_launch.schema import Config
 
 RULES: tuple[Rule, ...] = (
-    *nodes.RULES, *data.RULES, *media.RULES, *rewards.RULES, *model.RULES, *layout.RULES, *batch.RULES,
-    *sampling.RULES, *topology.RULES, *routing.RULES, *servers.RULES, *machine.RULES,
+    *nodes.RULES, *data.RULES, *media.RULES, *rewards.RULES, *model.RULES, *transformer.RULES, *layout.RULES,
+    *batch.RULES, *sampling.RULES, *topology.RULES, *routing.RULES, *servers.RULES, *machine.RULES,
 )  # fmt: skip
 
 

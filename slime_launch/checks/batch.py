@@ -34,12 +34,4 @@ def rows_fit_the_tokens(f: Facts) -> Iterator[Problem]:
         yield Problem("trainer.max_tokens", trainer.max_tokens, reason, f"give {longest} or more, or null")
 
 
-def recomputation_has_one_key(f: Facts) -> Iterator[Problem]:
-    """trainer.recompute sets Megatron's granularity."""
-    given = f.config.model.transformer.get("recompute_granularity")
-    if given is not None:
-        key, reason = "model.transformer.recompute_granularity", "trainer.recompute is where this is set"
-        yield Problem(key, given, reason, "set trainer.recompute, and take this out")
-
-
-RULES: tuple[Rule, ...] = (groups_can_be_compared, batch_divides, rows_fit_the_tokens, recomputation_has_one_key)
+RULES: tuple[Rule, ...] = (groups_can_be_compared, batch_divides, rows_fit_the_tokens)

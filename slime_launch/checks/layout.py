@@ -12,10 +12,12 @@ NUM_EXPERTS = ("num_experts", "n_routed_experts")
 CUDA_ONLY = {
     f"{KEY}.sp": "torch's norms have no sequence-parallel form on CPU",
     f"{KEY}.ep": "Megatron-Core 0.16.1 moves tokens between experts on CUDA streams",
-    f"{KEY}.cp": "context parallelism needs Transformer Engine, which is CUDA's",
     "trainer.optim.distributed": "Megatron-Core 0.16.1's distributed optimizer wants CUDA tensors",
     "trainer.precision": "torch multiplies bfloat16 slowly and inexactly on CPU; weights train in float32 there",
 }
+
+WHOLE_ROWS = {"window_size": None, "softmax_type": "vanilla"}
+"""Fields of Megatron's TransformerConfig -> the value at which ranks can share rows."""
 
 
 def cpu_serves_it(f: Facts) -> Iterator[Problem]:
@@ -24,22 +26,22 @@ def cpu_serves_it(f: Facts) -> Iterator[Problem]:
     given: dict[str, object] = {
         f"{KEY}.sp": parallel.sp,
         f"{KEY}.ep": parallel.ep if parallel.ep > 1 else None,
-        f"{KEY}.cp": parallel.cp if parallel.cp > 1 else None,
         "trainer.optim.distributed": trainer.optim.distributed,
         "trainer.precision": trainer.precision if trainer.precision == "bfloat16" else None,
     }
-    off = {f"{KEY}.ep": "1", f"{KEY}.cp": "1", "trainer.precision": "auto"}
+    off = {f"{KEY}.ep": "1", "trainer.precision": "auto"}
     for key, value in given.items() if f.device == "cpu" else ():
         if value:
             yield Problem(key, value, CUDA_ONLY[key], f"set it to {off.get(key, 'false')}, or train on GPUs")
 
 
-def sequences_stay_whole(f: Facts) -> Iterator[Problem]:
-    """Batches are not cut along the sequence, on any device."""
-    cp = f.config.trainer.parallel.cp
-    if cp > 1 and f.device == "cuda":
-        reason = "the trainer's batches are not cut along the sequence"
-        yield Problem(f"{KEY}.cp", cp, reason, "set it to 1; tp with sp=true also splits activations")
+def shared_rows_are_attended_whole(f: Facts) -> Iterator[Problem]:
+    """Of attention, the trainer computes the causal kind alone over ranks that share rows."""
+    given, cp = f.config.model.transformer, f.config.trainer.parallel.cp
+    for name, plain in WHOLE_ROWS.items() if cp > 1 else ():
+        if given.get(name, plain) != plain:
+            reason = f"is computed on whole rows only, and trainer.parallel.cp={cp} ranks share each row"
+            yield Problem(f"model.transformer.{name}", given[name], reason, f"take it out, or set {KEY}.cp to 1")
 
 
 def sequence_parallel_has_ranks(f: Facts) -> Iterator[Problem]:
@@ -93,5 +95,5 @@ def _experts(f: Facts) -> int:
 
 
 RULES: tuple[Rule, ...] = (
-    cpu_serves_it, sequences_stay_whole, sequence_parallel_has_ranks, experts_divide, virtual_stages_divide,
+    cpu_serves_it, shared_rows_are_attended_whole, sequence_parallel_has_ranks, experts_divide, virtual_stages_divide,
 )  # fmt: skip

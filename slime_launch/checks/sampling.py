@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import Any
 
-import msgspec
-
+from slime_launch.annotations import fault
 from slime_launch.checks.facts import Facts, Rule
 from slime_launch.errors import Problem
 from slime_launch.schema.build import nearest
@@ -29,12 +28,8 @@ def _parameters(key: str, given: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(f"{key}.{name}", value, RESERVED[name], "remove it")
         elif name not in known:
             yield Problem(f"{key}.{name}", value, "no such SGLang sampling parameter", nearest(name, known))
-        else:
-            try:
-                msgspec.convert(value, known[name])
-            except msgspec.ValidationError as error:
-                reason = str(error).split(" - at")[0].replace("`", "")
-                yield Problem(f"{key}.{name}", value, f"{reason[0].lower()}{reason[1:]}", "see SGLang's SamplingParams")
+        elif reason := fault(value, known[name]):
+            yield Problem(f"{key}.{name}", value, reason, "see SGLang's SamplingParams")
 
 
 def training_samples_like_the_trainer(f: Facts) -> Iterator[Problem]:

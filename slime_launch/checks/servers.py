@@ -6,8 +6,7 @@ from collections.abc import Iterator
 from dataclasses import fields
 from typing import Any
 
-import msgspec
-
+from slime_launch.annotations import fault
 from slime_launch.checks.facts import Facts, Rule, group_key
 from slime_launch.errors import Problem
 from slime_launch.schema import Layered
@@ -43,12 +42,8 @@ def server_arguments_exist(f: Facts) -> Iterator[Problem]:
             if name not in known:
                 mend = nearest(name, known) if len(name) > 2 else "see SGLang's ServerArgs"
                 yield Problem(f"{key}.{name}", value, "no such SGLang server argument", mend)
-                continue
-            try:
-                msgspec.convert(value, known[name])
-            except msgspec.ValidationError as error:
-                reason = str(error).split(" - at")[0].replace("`", "")
-                yield Problem(f"{key}.{name}", value, f"{reason[0].lower()}{reason[1:]}", "see SGLang's ServerArgs")
+            elif reason := fault(value, known[name]):
+                yield Problem(f"{key}.{name}", value, reason, "see SGLang's ServerArgs")
 
 
 def servers_stay_ours(f: Facts) -> Iterator[Problem]:

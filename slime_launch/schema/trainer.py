@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Annotated, Literal
 
-from slime_launch.schema.fields import Count, Fraction, Natural, Node, NonNegative, Positive, Seconds, about
+from slime_launch.schema.fields import Count, Decay, Natural, Node, NonNegative, Positive, Seconds, about
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -13,12 +13,12 @@ class OptimConfig:
     """Adam and its schedule."""
 
     lr: Annotated[Positive, about("Peak learning rate.")] = 5e-4
-    min_lr: Annotated[NonNegative, about("Learning rate at the end of a decaying schedule.")] = 0.0
+    min_lr: Annotated[NonNegative, about("Learning rate that a schedule decays to.")] = 0.0
     warmup_steps: Annotated[Natural, about("Linear warm-up.", "steps")] = 0
     schedule: Annotated[Literal["constant", "linear", "cosine"], about("Decay after warm-up.")] = "constant"
     weight_decay: Annotated[NonNegative, about("Decoupled weight decay.")] = 0.0
-    beta1: Annotated[Fraction, about("Adam's first moment decay.")] = 0.9
-    beta2: Annotated[Fraction, about("Adam's second moment decay.")] = 0.95
+    beta1: Annotated[Decay, about("Adam's first moment decay.")] = 0.9
+    beta2: Annotated[Decay, about("Adam's second moment decay.")] = 0.95
     eps: Annotated[Positive, about("Adam's epsilon.")] = 1e-8
     clip_grad: Annotated[NonNegative, about("Global gradient norm bound; 0 turns it off.")] = 1.0
     distributed: Annotated[bool, about("Split Adam's state over data-parallel ranks (CUDA).")] = False
@@ -26,7 +26,7 @@ class OptimConfig:
 
 @dataclass(frozen=True, kw_only=True)
 class ParallelConfig:
-    """Megatron's parallel sizes; data parallelism is what dp gives on top of tp x pp."""
+    """Megatron's parallel sizes; data parallelism is what dp gives on top of tp x pp x cp."""
 
     tp: Annotated[Count, about("Tensor-parallel size.")] = 1
     pp: Annotated[Count, about("Pipeline-parallel size.")] = 1
@@ -34,7 +34,7 @@ class ParallelConfig:
     vpp: Annotated[Count, about("Virtual stages of each pipeline stage, interleaved.")] = 1
     sp: Annotated[bool, about("Sequence parallelism inside tp (CUDA with Transformer Engine).")] = False
     ep: Annotated[Count, about("Expert-parallel size, inside tp x dp (CUDA).")] = 1
-    cp: Annotated[Count, about("Context-parallel size; only 1 for now.")] = 1
+    cp: Annotated[Count, about("Context-parallel size: ranks that share each row of tokens.")] = 1
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ column follows the same operations with CUDA's norm kernel, and the mixture of e
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from slime_launch.sizes.architectures import Shape
@@ -42,6 +42,11 @@ class Batch:
         """Tokens of all rows."""
         return self.rows * self.length
 
+    def shared(self, ranks: int) -> Batch:
+        """One rank's part of rows that so many share; at worst all of its tokens are scored."""
+        length = -(-self.length // ranks)
+        return replace(self, length=length, scored=min(self.scored, self.rows * length))
+
 
 @dataclass(frozen=True, kw_only=True)
 class Activations:
@@ -63,6 +68,7 @@ def activations(
 
     recompute: none; selective, the inside of the feed-forward layers; full, whole layers one by one.
     """
+    batch = batch.shared(layout.cp)
     sparse = [shape.sparse[layer] for layer in stage_layers(shape.num_hidden_layers, layout)[stage]]
     each = [layer_bytes(shape, is_sparse, layout, precision) for is_sparse in sparse]
     inside = [_feed_forward(shape, is_sparse, layout) * precision.activations for is_sparse in sparse]
@@ -104,8 +110,12 @@ def _attention_bytes(shape: Shape, layout: Layout, precision: Precision) -> int:
         # Taking the queries out of the fused tensor copies them where a group has several.
         numbers += fused + (queries if repeats else 0)
         normalized = queries + keys
-    # Keys and values are repeated for the queries of a group; else the values are a view of the fused tensor.
-    numbers += 2 * queries if repeats else keys + (0 if shape.use_qk_norm else fused)
+    if layout.cp > 1:
+        # Keys and values of whole rows, repeated for the queries of a group once for each of this rank's two chunks.
+        numbers += queries * (2 * layout.cp + 1) if repeats else 2 * keys * layout.cp
+    else:
+        # Keys and values are repeated for the queries of a group; else the values are a view of the fused tensor.
+        numbers += 2 * queries if repeats else keys + (0 if shape.use_qk_norm else fused)
     row_sums = shape.num_attention_heads // layout.tp * FLOAT32
     return numbers * precision.activations + normalized * precision.normalized + row_sums
 

@@ -32,7 +32,7 @@ class Memory:
 
 @dataclass(frozen=True, kw_only=True)
 class Layout:
-    """Parallel sizes of one model: tensor, pipeline, data and expert, the last inside tp x dp.
+    """Parallel sizes of one model: tensor, pipeline, data, context and expert, the last inside tp x dp.
 
     first, last: layers of the first and the last pipeline stage where they are given.
     """
@@ -40,6 +40,7 @@ class Layout:
     tp: int = 1
     pp: int = 1
     dp: int = 1
+    cp: int = 1
     ep: int = 1
     first: int | None = None
     last: int | None = None

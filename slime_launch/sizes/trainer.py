@@ -89,4 +89,5 @@ def _on_rank(parameters: Parameters, tensor: Tensor, layout: Layout) -> int:
 
 def _owners(tensor: Tensor, layout: Layout) -> int:
     """Ranks that share one tensor's optimizer state."""
-    return max(layout.dp // layout.ep, 1) if tensor.split == "experts" else layout.dp
+    replicas = layout.dp * layout.cp
+    return max(replicas // layout.ep, 1) if tensor.split == "experts" else replicas

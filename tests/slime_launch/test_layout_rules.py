@@ -17,12 +17,14 @@ BAD: list[tuple[list[str], str]] = [
     # CPU
     ([QWEN, PARALLEL + "tp=2", PARALLEL + "sp=true"], "sp=True: torch's norms have no sequence-parallel form on CPU;"),
     ([QWEN, MOE, PARALLEL + "ep=2", PARALLEL + "dp=2"], "ep=2: Megatron-Core 0.16.1 moves tokens between experts"),
-    ([QWEN, PARALLEL + "cp=2"], "cp=2: context parallelism needs Transformer Engine, which is CUDA's; set it to 1"),
     ([QWEN, "trainer.optim.distributed=true"], "distributed optimizer wants CUDA tensors; set it to false,"),
     ([QWEN, "trainer.precision=bfloat16"], "weights train in float32 there; set it to auto, or train on GPUs"),
     ([QWEN, "trainer.precision=fp8"], "error: trainer.precision=fp8: invalid enum value 'fp8'"),
     # CUDA
-    ([QWEN, *CUDA, PARALLEL + "cp=2"], "cp=2: the trainer's batches are not cut along the sequence; set it to 1; tp"),
+    (
+        [QWEN, *CUDA, PARALLEL + "cp=2", "+model.transformer.softmax_type=learnable"],
+        "model.transformer.softmax_type=learnable: is computed on whole rows only, and trainer.parallel.cp=2 ranks",
+    ),
     ([QWEN, *CUDA, PARALLEL + "sp=true"], "sp=True: trainer.parallel.tp=1 leaves nobody to share the sequence with"),
     ([QWEN, MOE, *CUDA, PARALLEL + "tp=2"], "sp=False: Megatron trains experts on tensor-parallel ranks only if these"),
     ([QWEN, *CUDA, PARALLEL + "ep=2", PARALLEL + "dp=2"], "ep=2: the model has no experts; set it to 1"),

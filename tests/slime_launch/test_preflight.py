@@ -135,10 +135,10 @@ def test_check_shows_prompts_and_starts_nothing(tmp_path: Path) -> None:
 
 def test_check_finds_what_megatron_and_the_data_refuse(tmp_path: Path) -> None:
     ran = slime_launch(
-        QWEN, "mode=check", "hydra.run.dir=run", "+model.transformer.num_experts_per_layer=4", "data.task=no_such_task",
-        "reward.parts.exact.pattern='('", cwd=tmp_path, timeout=300,
+        QWEN, "mode=check", "hydra.run.dir=run", "+model.transformer.num_layers_in_first_pipeline_stage=1",
+        "data.task=no_such_task", "reward.parts.exact.pattern='('", cwd=tmp_path, timeout=300,
     )  # fmt: skip
     assert ran.code == 2
-    assert "num_experts_per_layer" in ran.err
+    assert "Megatron refuses the config" in ran.err
     assert "no_such_task" in ran.err
     assert "not a regular expression" in ran.err

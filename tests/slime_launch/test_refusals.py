@@ -108,6 +108,24 @@ BAD = [
         [GLM, "+model.transformer.recompute_granularity=full"],
         "error: model.transformer.recompute_granularity=full: trainer.recompute is where this is set",
     ),
+    (
+        [GLM, "+model.transformer.sequence_parallel=true"],
+        "error: model.transformer.sequence_parallel=True: trainer.parallel.sp is where this is set",
+    ),
+    (
+        [QWEN, "+model.transformer.num_layers=1"],
+        "error: model.transformer.num_layers=1: a shape of the weights, which is read from config.json",
+    ),
+    (
+        [QWEN, "+model.transformer.add_bias_linea=true"],
+        "TransformerConfig has no such field; did you mean add_bias_linear?",
+    ),
+    (
+        [QWEN, "+model.transformer.num_layers_in_first_pipeline_stage=many"],
+        "error: model.transformer.num_layers_in_first_pipeline_stage=many: expected int | null, got str",
+    ),
+    ([QWEN, "trainer.optim.min_lr=1"], "error: trainer.optim.min_lr=1.0: above trainer.optim.lr=0.0005, which decays"),
+    ([QWEN, "trainer.optim.beta1=1.0"], "error: trainer.optim.beta1=1.0: expected float < 1.0"),
     ([GLM, "trainer.num_minibatches=7"], "error: trainer.num_minibatches=7: 128 samples a step do not divide by"),
     ([GLM, "cluster.device=cuda"], "error: cluster.device=cuda: this machine shows no GPU; use cluster.device=auto"),
     ([GLM, "cluster.base_port=70000"], "error: cluster.base_port=70000: ports 70000 to"),

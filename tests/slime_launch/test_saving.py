@@ -23,7 +23,7 @@ from slime_launch.progress import Progress
 from slime_launch.records import Records
 from slime_launch.resume import Start, carry_rows, choose
 from slime_launch.schema import Config, DriverConfig, TrainerConfig
-from slime_launch.schema.trainer import CheckpointConfig
+from slime_launch.schema.trainer import CheckpointConfig, OptimConfig
 from slime_launch.types import Sample
 from tests.components.megatron.helpers import random_samples, trainer_settings, write_random
 
@@ -80,12 +80,21 @@ def drive(model: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFi
     monkeypatch.setattr("ray.put", lambda value: value)
     running: list[MegatronTrainer] = []
 
-    def run(run_dir: Path, num_steps: int, resume: str | None = None, rollout: Any = None, **checkpoint: Any) -> Loop:
+    def run(
+        run_dir: Path,
+        num_steps: int,
+        resume: str | None = None,
+        rollout: Any = None,
+        optim: OptimConfig | None = None,
+        **checkpoint: Any,
+    ) -> Loop:
         run_dir.mkdir(exist_ok=True)
         config = Config(
             seed=SEED,
             driver=DriverConfig(eval_interval=2),
-            trainer=TrainerConfig(num_steps=num_steps, checkpoint=CheckpointConfig(**checkpoint)),
+            trainer=TrainerConfig(
+                num_steps=num_steps, checkpoint=CheckpointConfig(**checkpoint), optim=optim or OptimConfig()
+            ),
         )
         start = choose(resume, run_dir, SEED) if resume else Start()
         carry_rows(start, run_dir)
@@ -128,7 +137,7 @@ def test_a_run_in_two_parts_is_the_run_in_one(drive: Drive, tmp_path: Path, caps
     said = capsys.readouterr().out
     assert "passed over a torn checkpoint" in said
     assert "step 3, seed 5, data position (round 0, given 6, size 7, seed 5), optimizer after 3 updates" in said
-    assert "going on with step 4 of 6" in said
+    assert "going on with step 4 of 6" in said and "jumps" not in said
     one, two = rows(straight), rows(parts)
     assert [row["step"] for row in two] == [row["step"] for row in one] == list(range(7))
     for name in ("rollout/prompts", "train/loss", "train/grad_norm", "eval/set"):
@@ -137,6 +146,16 @@ def test_a_run_in_two_parts_is_the_run_in_one(drive: Drive, tmp_path: Path, caps
     assert (loop.outcome.steps, loop.outcome.eval_before, loop.outcome.eval_after) == (6, 0.0, 0.06)
     samples = [json.loads(line)["step"] for line in (parts / "samples.jsonl").read_text().splitlines()]
     assert samples == [step for step in range(1, 7) for _ in range(8)]
+
+
+def test_a_schedule_that_spans_more_than_before_is_told(
+    drive: Drive, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    linear = OptimConfig(schedule="linear")
+    drive(tmp_path, 1, optim=linear, interval=1)
+    drive(tmp_path, 2, resume="auto", optim=linear, interval=1)
+    told = "its schedule spans 2 updates now, and before spans 1 updates"
+    assert told in capsys.readouterr().out
 
 
 def test_a_branch_has_the_rows_of_its_past(drive: Drive, tmp_path: Path) -> None:

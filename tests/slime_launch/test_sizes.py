@@ -225,6 +225,7 @@ SOLO: dict[str, dict[str, Any]] = {
 PAIRS: dict[str, dict[str, Any]] = {
     "tied-tp2": {"family": "qwen3", "shape": SMALL | {"tie_word_embeddings": True}, "layout": {"tp": 2}},
     "tied-pp2": {"family": "qwen3", "shape": SMALL | {"tie_word_embeddings": True}, "layout": {"pp": 2}},
+    "tied-cp2": {"family": "qwen3", "shape": SMALL | {"tie_word_embeddings": True}, "layout": {"cp": 2}},
     "frozen-tp2": {"family": "glm_omni", "shape": SMALL, "layout": {"tp": 2}, "freeze": FROZEN},
     "frozen-pp2": {"family": "glm_omni", "shape": SMALL, "layout": {"pp": 2}, "freeze": FROZEN},
 }

@@ -34,6 +34,20 @@ def provider(config: Any, vp_stage: int | None) -> Any:
     return build
 
 
+def plain_provider(config: Any, vp_stage: int | None) -> Any:
+    """Megatron's own model, which takes no head, with its own rotary positions."""
+    from megatron.core.models.gpt import GPTModel
+
+    from components.models.attention import TorchAttention
+
+    spec = layers(config, None)
+    spec.submodules.self_attention.submodules.core_attention = TorchAttention
+    gpt = config.gpt | {"position_embedding_type": "rope"}
+    return lambda pre_process, post_process: GPTModel(
+        config, spec, pre_process=pre_process, post_process=post_process, **gpt
+    )
+
+
 def language_model_provider(config: Any, vp_stage: int | None) -> Any:
     """A model whose decoder, output layer included, sits inside ``language_model``, narrower than the outer config."""
     import copy

@@ -28,8 +28,12 @@ SHAPES = {
 FREEZE = {"qwen3": [r"layers\.1\.mlp\."], "glm_omni": [r"^encoders\."]}
 FAMILIES = sorted(file.parent.parent.name for file in (ROOT / "components" / "models").glob("*/configs/tiny.json"))
 SCHEDULE = OPTIM | {"schedule": "cosine", "warmup_steps": 3, "weight_decay": 0.1}
-LAYOUTS = {"tp2": {"tp": 2}, "pp2vpp2": {"pp": 2, "vpp": 2}, "dp2": {}}
-WORLDS = [*(("qwen3", layout) for layout in LAYOUTS), ("qwen3_moe", "tp2")]
+LAYOUTS = {"tp2": {"tp": 2}, "pp2vpp2": {"pp": 2, "vpp": 2}, "dp2": {}, "cp2": {"cp": 2}}
+WORLDS = [
+    *(("qwen3", layout) for layout in ("tp2", "pp2vpp2", "dp2")),
+    ("qwen3_moe", "tp2"),
+    pytest.param(("qwen3", "cp2"), marks=pytest.mark.full),
+]
 
 
 @pytest.fixture(scope="module")

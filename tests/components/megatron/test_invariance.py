@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -18,41 +19,66 @@ MODELS: dict[str, dict[str, Any]] = {
         "attention_bias": True, "mlp_bias": True,
     },
     "glm_omni": {"num_hidden_layers": 4, "vocab_size": 113, "tie_word_embeddings": True},
+    "qwen3_moe": {},
+    "qwen3": {"num_hidden_layers": 4},
 }  # fmt: skip
-"""A gated MLP with biases, and a model with images and tied embeddings; both with a vocabulary that must be padded."""
+"""A gated MLP with biases, a model with images and tied embeddings, both with a vocabulary to be padded; experts; a
+user's own model."""
+OWN_SPEC = {"qwen3": {"spec": {"_target_": "tests.components.megatron.specs.plain_provider"}}}
 LAYOUTS: dict[str, dict[str, int]] = {
     "tp2": {"tp": 2, "world_size": 2},
     "pp2": {"pp": 2, "world_size": 2},
     "dp2": {"world_size": 2},
     "pp2vpp2": {"pp": 2, "vpp": 2, "world_size": 2},
+    "cp2": {"cp": 2, "world_size": 2},
     "tp2pp2": {"tp": 2, "pp": 2, "world_size": 4},
+    "pp2cp2": {"pp": 2, "cp": 2, "world_size": 4},
+    "tp2cp2": {"tp": 2, "cp": 2, "world_size": 4},
+    "dp2cp2": {"cp": 2, "world_size": 4},
+    "pp2vpp2cp2": {"pp": 2, "vpp": 2, "cp": 2, "world_size": 4},
+    "cp4": {"cp": 4, "world_size": 4},
 }
 STEPS = 3
 # Adam turns the rounding of gradients near zero into steps of up to the learning rate.
 SLOW = OPTIM | {"lr": 3e-4}
-CASES = [(model, layout) for model in MODELS for layout in LAYOUTS]
+LONG = ("tp2cp2", "dp2cp2", "pp2vpp2cp2", "cp4")
+CASES = [
+    pytest.param(model, layout, id=f"{model}-{layout}", marks=pytest.mark.full if full else ())
+    for model, layouts in (("llama3", LAYOUTS), ("glm_omni", LAYOUTS), ("qwen3_moe", ("cp2",)), ("qwen3", ("cp2",)))
+    for layout in layouts
+    for full in (layout in LONG or model.startswith("qwen3"),)
+]
 Runs = tuple[Path, dict[str, Any]]
 
 
 @pytest.fixture(scope="module")
-def runs(tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """Every model in every layout, and alone: train metrics by job; checkpoints and gradients beside them."""
+def runs(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Runs]:
+    """Every case that was asked for, and its model alone: train metrics by job; checkpoints and gradients beside."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("SLIME_LAUNCH_ALLOW_TARGETS", "tests")
+        yield _run_all(request, tmp_path_factory)
+
+
+def _run_all(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Runs:
     root = tmp_path_factory.mktemp("layouts")
-    for model, shape in MODELS.items():
-        write_random(root / model, model, **shape)
+    items: list[Any] = [item for item in request.session.items if item.path == request.path]
+    cases = sorted({(item.callspec.params["model"], item.callspec.params["layout"]) for item in items})
+    models = {model for model, _ in cases}
+    for model in models:
+        write_random(root / model, model, **MODELS[model])
 
     def job(model: str, layout: str, **sizes: int) -> dict[str, Any]:
-        settings = trainer_settings(root / model, model, optim=SLOW, **sizes)
+        settings = trainer_settings(root / model, model, optim=SLOW, **sizes, **OWN_SPEC.get(model, {}))
         return {"settings": settings, "steps": STEPS, "out": str(root / f"{model}-{layout}"), "gradients": True}
 
-    answers = run({f"{model}-alone": job(model, "alone") for model in MODELS}, 0)
+    answers = run({f"{model}-alone": job(model, "alone") for model in models}, 0)
     for ranks in (2, 4):
-        answers |= run_world(
-            root,
-            {f"{model}-{layout}": job(model, layout, **LAYOUTS[layout])
-             for model, layout in CASES if LAYOUTS[layout]["world_size"] == ranks},
-            ranks,
-        )  # fmt: skip
+        jobs = {
+            f"{model}-{layout}": job(model, layout, **LAYOUTS[layout])
+            for model, layout in cases
+            if LAYOUTS[layout]["world_size"] == ranks
+        }
+        answers |= run_world(root, jobs, ranks) if jobs else {}
     return root, answers
 
 

@@ -30,7 +30,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 @pytest.mark.parametrize(
     ("family", "given"),
     [
-        ("qwen3", {}),
+        ("qwen3", {"cp": 2}),
         ("qwen3_moe", {"pp": 2}),
         ("qwen3_moe", {"pp": 2, "tp": 2, "sp": True, "device": "cuda", "precision": "bfloat16"}),
     ],
@@ -46,7 +46,10 @@ def test_a_plan_that_is_right_says_what_is_built(family: str, given: dict[str, A
     [
         ({"spec": {"_target_": SPECS + "nothing"}}, "returned None (a NoneType); it must return a ModuleSpec"),
         ({"spec": {"_target_": SPECS + "a_class"}}, "returned the class"),
-        ({"device": "cuda", "cp": 2}, "trainer.parallel.cp: the trainer's batches are not cut along the sequence"),
+        (
+            {"spec": {"_target_": SPECS + "layers"}, "cp": 2},
+            "core_attention ['the class DotProductAttention'] does not",
+        ),
         ({"transformer": {"bf16": True}}, "bf16 (set trainer.precision)"),
     ],
 )

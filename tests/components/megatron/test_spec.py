@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from safetensors.torch import load_file
 
 from components.megatron.trainer import MegatronTrainer
 from slime_launch.errors import ComponentError, LaunchError
+from tests.components.megatron import specs
 from tests.components.megatron.helpers import hf_model, make_sample, random_samples, trainer_settings, write_random
 
 SPECS = "tests.components.megatron.specs."
@@ -117,6 +119,23 @@ def test_wrong_answers_are_named_with_what_is_allowed(spec: str, returned: str, 
         start(spec={"_target_": SPECS + spec})
     assert returned in str(caught.value) and SPECS + spec in str(caught.value)
     assert ("ModuleSpec" in str(caught.value)) != (spec == "empty_provider")
+
+
+def test_attention_that_cannot_share_rows_is_refused(start: Start) -> None:
+    config = copy.copy(start()._ready().chunks[0].module.config)
+    config.context_parallel_size = 2
+    from megatron.core.transformer.enums import AttnMaskType
+
+    from components.megatron.spec import build_stage
+    from components.models.attention import TorchAttention
+
+    with pytest.raises(
+        ComponentError, match=r"model\.spec=mine: its model provider fails: Context parallelism is only"
+    ):
+        build_stage({"_target_": "mine"}, specs.provider(config, None), config, None)
+    config.window_size = (4, 0)
+    with pytest.raises(ComponentError, match=r"cp=2: attention with sinks or windows .* on whole rows only; set it to"):
+        TorchAttention(config, 1, AttnMaskType.causal, "self")
 
 
 def test_slimes_specs_pass_the_same_door(start: Start) -> None:

@@ -49,8 +49,8 @@ def test_wrong_settings_say_what_is_wrong(
     ("schedule", "expected"),
     [
         ({"schedule": "constant"}, [0.5, 1.0, 1.0, 1.0]),
-        ({"schedule": "linear", "min_lr": 0.2}, [0.5, 1.0, 0.6, 0.2]),
-        ({"schedule": "cosine"}, [0.5, 1.0, 0.5, 0.0]),
+        ({"schedule": "linear", "min_lr": 0.2}, [0.5, 1.0, 11 / 15, 7 / 15]),
+        ({"schedule": "cosine"}, [0.5, 1.0, 0.75, 0.25]),
     ],
 )
 def test_learning_rates(schedule: dict[str, Any], expected: list[float], start: Start) -> None:
