@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from slime_launch.errors import Problem
 from slime_launch.manifest import Manifest
-from slime_launch.types import Endpoint, Metrics, Prompt, Sample
+from slime_launch.types import Endpoint, Metrics, Prompt, Sample, Turn
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -190,9 +190,24 @@ class Engine(Protocol):
     def decode(self, ids: Sequence[int]) -> str:
         """Text of ids, special tokens left out."""
 
-    def continuation(self, sample: Sample, messages: Sequence[Mapping[str, Any]]) -> list[int]:
-        """Ids that put chat messages (say, role tool) behind the sample's tokens so far, as the chat template does,
-        the next assistant turn opened."""
+    async def continuation(self, sample: Sample, messages: Sequence[Mapping[str, Any]]) -> Turn:
+        """What puts chat messages (say, role tool) behind the sample's tokens so far, as the chat template does, the
+        next assistant turn opened; ``Sample.add_turn`` takes it.
+
+        An image is a part ``{"type": "image", "image": ...}`` of a message: bytes, a Pillow image, or whatever else
+        ``rollout.media`` reads. It is processed here, once, and every later request carries it.
+        """
+
+
+@runtime_checkable
+class Images(Protocol):
+    """Reads the images that later turns bring, within bounds; asked from several threads."""
+
+    def load(self, ref: Any) -> bytes:
+        """A plain RGB PNG.
+
+        Raises ValueError, which names the image, for one that cannot be had or is too large.
+        """
 
 
 @runtime_checkable

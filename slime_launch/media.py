@@ -63,7 +63,15 @@ def packed(samples: Sequence[Sample]) -> list[Sample]:
     Every distinct array is stored once, whoever shares it, and goes with the last sample that refers to it.
     """
     packer = _Packer()
-    return [replace(sample, media=packer.media(sample), prompt=packer.prompt(sample.prompt)) for sample in samples]
+    return [
+        replace(
+            sample,
+            media=packer.media(sample.media),
+            images=[replace(image, file=b"", media=packer.media(image.media)) for image in sample.images],
+            prompt=packer.prompt(sample.prompt),
+        )
+        for sample in samples
+    ]
 
 
 class _Packer:
@@ -75,12 +83,12 @@ class _Packer:
         self._entries: dict[int, NDArray[np.generic] | Stored] = {}
         self._stored: dict[bytes, Stored] = {}
 
-    def media(self, sample: Sample) -> Mapping[str, NDArray[np.generic]]:
-        if not sample.media:
+    def media(self, media: Mapping[str, NDArray[np.generic]]) -> Mapping[str, NDArray[np.generic]]:
+        if not media:
             return {}
-        if id(sample.media) not in self._parcels:
-            self._parcels[id(sample.media)] = Parcel({name: self._entry(array) for name, array in sample.media.items()})
-        return self._parcels[id(sample.media)]
+        if id(media) not in self._parcels:
+            self._parcels[id(media)] = Parcel({name: self._entry(array) for name, array in media.items()})
+        return self._parcels[id(media)]
 
     def prompt(self, prompt: Prompt) -> Prompt:
         if not prompt.images:

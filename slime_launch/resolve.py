@@ -94,7 +94,9 @@ def _with_absolute_data(config: Config) -> Config:
     """The same config; actors find the files of its data nodes from any folder."""
     rollout = config.rollout
     eval_sets = {name: replace(held, data=absolute(held.data)) for name, held in rollout.eval_sets.items()}
-    return replace(config, data=absolute(config.data), rollout=replace(rollout, eval_sets=eval_sets))
+    return replace(
+        config, data=absolute(config.data), rollout=replace(rollout, eval_sets=eval_sets, media=absolute(rollout.media))
+    )
 
 
 def _checkpoint(site: Site) -> Iterator[Actor]:
@@ -145,9 +147,9 @@ def _rollout(site: Site) -> Actor:
         "sampling": rollout.sampling | {
             "temperature": rollout.temperature, "top_p": rollout.top_p, "max_new_tokens": rollout.max_new_tokens,
         },
-        "generate": rollout.generate, "routing": _routing(config), "oversample": rollout.oversample,
-        "draw_limit": rollout.draw_limit, "keep_when_insufficient": rollout.keep_when_insufficient,
-        "compares_group": config.algorithm.compares_group,
+        "generate": rollout.generate, "media": rollout.media, "routing": _routing(config),
+        "oversample": rollout.oversample, "draw_limit": rollout.draw_limit,
+        "keep_when_insufficient": rollout.keep_when_insufficient, "compares_group": config.algorithm.compares_group,
         "filters": rollout.filters, "partial": asdict(rollout.partial), "pass_at": rollout.pass_at,
         "eval_sets": {name: _eval_set(config, one) for name, one in rollout.eval_sets.items()},
         "max_concurrency": rollout.max_concurrency,

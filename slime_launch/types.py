@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from enum import StrEnum
 from hashlib import blake2b
 from typing import Any
@@ -82,6 +82,33 @@ class Prompt:
     sampling: dict[str, Any] = field(default_factory=dict)
 
 
+@dataclass(frozen=True, slots=True)
+class TurnImage:
+    """An image that came with a later turn.
+
+    file: as the engine gets it, a PNG. start: where its placeholders begin, among the turn's ids or, once it is a
+    sample's, in ``response_ids``. tokens: how many they are. media: the processor's outputs for it alone, as in
+    ``Sample.media``.
+    """
+
+    file: bytes
+    start: int
+    tokens: int
+    media: dict[str, NDArray[np.generic]] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Turn:
+    """What goes behind a sample's tokens when somebody answers it: ids, media placeholders expanded, and images."""
+
+    ids: list[int]
+    images: tuple[TurnImage, ...] = ()
+
+    def __len__(self) -> int:
+        """Tokens of it."""
+        return len(self.ids)
+
+
 @dataclass(slots=True)
 class Sample:
     """One sequence to score and train on: a prompt and what followed it.
@@ -93,8 +120,9 @@ class Sample:
     response_ids, logprobs, loss_mask, weight_versions: length R each. logprobs are the engine's, natural log, at
         rollout temperature; 0.0 where no engine sampled. loss_mask: 1 on tokens that train. weight_versions: the step
         whose weights the engine served when it sampled the token, UNSAMPLED where none did.
-    media: processor outputs the trainer's model takes beside the ids, e.g. pixel_values [patches, features]; as a
-        trainer gets them, ``slime_launch.interfaces.RemoteMedia``.
+    media: processor outputs for the prompt that the trainer's model takes beside the ids, e.g. pixel_values
+        [patches, features]; as a trainer gets them, ``slime_launch.interfaces.RemoteMedia``.
+    images: those of later turns, in the order of their placeholders in response_ids.
     reward: the scalar that advantages come from. reward_parts: by name. raw_reward: what to report in its place.
     dropped: why it is not to be trained on; empty when it is.
     metadata: what a user's generate function or reward keeps with it.
@@ -113,6 +141,7 @@ class Sample:
     status: Status = Status.PENDING
     part: int = 0
     media: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
+    images: list[TurnImage] = field(default_factory=list)
     reward: float = 0.0
     reward_parts: dict[str, float] = field(default_factory=dict)
     raw_reward: float | None = None
@@ -139,6 +168,12 @@ class Sample:
     def add_given(self, ids: Sequence[int]) -> None:
         """Append what the model did not write, e.g. a tool's answer; it does not train."""
         self._add(ids, [0.0] * len(ids), 0, UNSAMPLED)
+
+    def add_turn(self, turn: Turn) -> None:
+        """Append what somebody answered, images included; it does not train."""
+        behind = len(self.response_ids)
+        self.images.extend(replace(image, start=behind + image.start) for image in turn.images)
+        self.add_given(turn.ids)
 
     def _add(self, ids: Sequence[int], logprobs: Sequence[float], counts: int, version: int) -> None:
         self.response_ids.extend(ids)

@@ -14,8 +14,10 @@ import ssl
 import threading
 import time
 from collections.abc import Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
+from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 Address = ipaddress.IPv4Address | ipaddress.IPv6Address
@@ -85,7 +87,9 @@ class Fetcher:
     def _address(self, host: str, port: int) -> Address:
         """The address to connect to; every one that the name has must be allowed."""
         try:
-            found = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)
+            found = _resolve(host, port, self.timeout_s)
+        except TimeoutError:
+            raise FetchError(f"host {host} is not resolved within {self.timeout_s} s", passing=True) from None
         except OSError as error:
             raise FetchError(f"host {host} cannot be resolved ({error})", passing=True) from error
         addresses = [ipaddress.ip_address(str(entry[4][0]).partition("%")[0]) for entry in found]
@@ -158,6 +162,23 @@ class _Pinned(http.client.HTTPConnection):
         if self._held is not None:  # the base class forgets its socket once the answer has begun
             with contextlib.suppress(OSError):  # it may have ended by itself
                 self._held.shutdown(socket.SHUT_RDWR)
+
+
+def _resolve(host: str, port: int, timeout_s: float) -> list[Any]:
+    """What ``getaddrinfo`` gives; it knows no time-out, so that it gets a thread, which is left behind when it is late.
+
+    Raises TimeoutError, or its OSError.
+    """
+    answer: Future[list[Any]] = Future()
+
+    def ask() -> None:
+        try:
+            answer.set_result(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))
+        except Exception as error:  # UnicodeError too, for names that can be none
+            answer.set_exception(error)
+
+    threading.Thread(target=ask, name=f"resolve {host:.40}", daemon=True).start()
+    return answer.result(timeout_s)
 
 
 def _public(address: Address) -> bool:

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import base64
 import binascii
+import io
 import os
 import stat
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
+
+from PIL import Image
 
 from components.data.decoder import Decoder
 from components.data.fetch import Fetcher
@@ -21,7 +24,7 @@ class MediaError(ValueError):
 
 
 class Media:
-    """Reads images by path, bytes, data URI or http(s) URL.
+    """Reads images by path, bytes, data URI or http(s) URL, and Pillow's own. Also slime_launch.interfaces.Images.
 
     roots: folders that files may lie in; empty: the data file's own. max_bytes: of an encoded image. max_pixels: width
     x height by header. timeout_s: to fetch, and to decode, one. hosts, networks, tries: see ``components.data.fetch``.
@@ -41,8 +44,8 @@ class Media:
         self._fetcher = Fetcher(hosts, networks, max_bytes, timeout_s, tries)
         self._decoder = Decoder(max_pixels, timeout_s)
 
-    def load(self, ref: Any, folder: Path) -> bytes:
-        """A plain RGB PNG of the image; paths count from ``folder``.
+    def load(self, ref: Any, folder: Path | None = None) -> bytes:
+        """A plain RGB PNG of the image; paths count from ``folder``, without one from the first of ``roots``.
 
         Raises MediaError.
         """
@@ -51,11 +54,13 @@ class Media:
         except (ValueError, OSError) as error:  # MediaError, FetchError, DecodeError, and names that can be none
             raise MediaError(f"image {_shown(ref)}: {error}") from error
 
-    def _bytes(self, ref: Any, folder: Path) -> bytes:
+    def _bytes(self, ref: Any, folder: Path | None) -> bytes:
         if isinstance(ref, Mapping):  # how datasets and parquet files hold an image
             ref = ref.get("bytes") or ref.get("path")
         if isinstance(ref, bytes | bytearray):
             return self._bounded(bytes(ref))
+        if isinstance(ref, Image.Image):
+            return self._bounded(_encoded(ref))
         if not isinstance(ref, str):
             raise MediaError(f"{type(ref).__name__} is neither bytes, a path, a data URI nor a URL")
         scheme = ref.partition(":")[0].lower()
@@ -65,12 +70,14 @@ class Media:
             return self._fetcher.fetch(ref)
         if "://" in ref:
             raise MediaError("only http and https are fetched")
-        return self._file(folder / ref, folder)
+        return self._file(ref, folder)
 
-    def _file(self, path: Path, folder: Path) -> bytes:
+    def _file(self, ref: str, folder: Path | None) -> bytes:
         """A regular file below the roots, links followed first."""
-        real = Path(os.path.realpath(path, strict=True))  # Path.resolve raises RuntimeError for a loop
-        roots = self._roots or [folder.resolve()]
+        roots = self._roots or ([folder.resolve()] if folder else [])
+        if not roots:
+            raise MediaError("is a path, and no folder is open to it; name its folder in media.roots")
+        real = Path(os.path.realpath((folder or roots[0]) / ref, strict=True))  # Path.resolve: RuntimeError for a loop
         if not any(real.is_relative_to(root) for root in roots):
             raise MediaError(f"lies outside of {', '.join(map(str, roots))}; name its folder in media.roots")
         handle = os.open(real, os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW)
@@ -85,6 +92,13 @@ class Media:
         if len(image) > self._max_bytes:
             raise MediaError(f"is larger than media.max_bytes, {self._max_bytes}")
         return image
+
+
+def _encoded(image: Image.Image) -> bytes:
+    """The pixels as they are, whatever file they came from."""
+    out = io.BytesIO()
+    image.convert("RGB").save(out, "PNG", compress_level=1)
+    return out.getvalue()
 
 
 def _data_uri(uri: str, max_bytes: int) -> bytes:

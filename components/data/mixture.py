@@ -73,11 +73,11 @@ class Mixture:
         return named
 
     def metrics(self) -> Metrics:
-        """What the sources tell, under their names here."""
+        """What the sources tell, under their names here; a mixture's own sources under its name and theirs."""
         told: Metrics = {}
         for name, source in self._sources.items():
             if isinstance(source, Reports):
-                told |= {f"data/{name}/{key.rpartition('/')[2]}": value for key, value in source.metrics().items()}
+                told |= {f"data/{name}/{_below(source, key)}": value for key, value in source.metrics().items()}
         return told
 
     def state_dict(self) -> dict[str, Any]:
@@ -107,6 +107,11 @@ class Mixture:
             except ComponentError as error:
                 raise ComponentError(f"data.sources.{name}: {error}") from error
         self._drawn = state["drawn"]
+
+
+def _below(source: DataSource, key: str) -> str:
+    """What a source's metric is called below its name: all of it for a mixture, the last word of another's."""
+    return key.removeprefix("data/") if isinstance(source, Mixture) else key.rpartition("/")[2]
 
 
 def _items(value: Any) -> Any:

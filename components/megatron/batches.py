@@ -16,7 +16,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from components.megatron.cutting import Bounds, Pack, cut_up, media_key
-from components.models.base import Encoder, Family, HFConfig
+from components.megatron.media import check_places, placed, row_positions
+from components.models.base import Encoder, Family, HFConfig, Media
 from components.models.context import Context
 from slime_launch.errors import ComponentError
 from slime_launch.types import UNSAMPLED, Sample
@@ -84,6 +85,7 @@ class Batcher:
             )
         for sample in samples:
             check_sample(sample, self.encoders)
+            check_places(sample, self.encoders, self.hf)
         newest = newest_version(samples) if newest is None else newest
         runs = cut_up(samples, parts, self.bounds)[part]
         batches = [self._micro_batch(samples, advantages_N, run, newest) for run in runs if run]
@@ -136,12 +138,8 @@ class Batcher:
         return inputs | ({"media": present} if present else {})
 
     def _positions(self, row: Sequence[Sample], length: int) -> NDArray[np.int64]:
-        """Positions [3, S] of one row: every response's go on from the prompt's."""
-        longest = max(row, key=lambda sample: len(sample.response_ids))
-        one = self.family.positions(self.hf, [*longest.prompt_ids, *longest.response_ids], longest.media)
-        prompt = len(longest.prompt_ids)
-        ends = [one[:, prompt : prompt + len(sample.response_ids)] for sample in row]
-        joined = np.concatenate([one[:, :prompt], *ends], axis=1)
+        """Positions [3, S] of one row."""
+        joined = row_positions(self.family, self.hf, row)
         return np.pad(joined, ((0, 0), (0, length - joined.shape[1])))
 
     def _mask(self, rows: Sequence[Sequence[Sample]], length: int) -> Tensor | None:
@@ -165,24 +163,23 @@ class Batcher:
         """One encoder's inputs, every distinct set of media once, and where its features go; empty without any here."""
         import torch
 
-        distinct: dict[tuple[bytes, ...], tuple[int, Sample]] = {}
+        distinct: dict[tuple[bytes, ...], tuple[int, Media]] = {}
         known: dict[int, bytes] = {}
         slots, features, total = [], [], 0
-        for number, (sample, *_) in enumerate(rows):
-            if encoder.media[0] not in sample.media:
+        for number, media, places in placed(rows, self.hf[encoder.token]):
+            if encoder.media[0] not in media:
                 continue
-            places = np.flatnonzero(np.asarray(sample.prompt_ids) == self.hf[encoder.token])
-            first, _ = distinct.setdefault(media_key(sample, encoder.media, known), (total, sample))
+            first, _ = distinct.setdefault(media_key(media, encoder.media, known), (total, media))
             total = max(total, first + len(places))
             here = self.context.local(places, length)
             slots.append(here[here >= 0] + number * (length // self.context.size))
             features.append(np.arange(first, first + len(places))[here >= 0])
         if not any(map(len, slots)):
             return {}
-        unique = [sample for _, sample in distinct.values()]
+        unique = [media for _, media in distinct.values()]
         return {
             "inputs": {
-                name: torch.from_numpy(np.concatenate([sample.media[name] for sample in unique])).to(self.device)
+                name: torch.from_numpy(np.concatenate([media[name] for media in unique])).to(self.device)
                 for name in encoder.media
             },
             "features": total,
@@ -218,7 +215,7 @@ def check_sample(sample: Sample, encoders: Mapping[str, Encoder]) -> None:
     if not np.isfinite(sample.logprobs).all():
         raise ComponentError(f"{who}: the engine's logprobs are not all finite")
     known = set(chain.from_iterable(encoder.media for encoder in encoders.values()))
-    if strange := sorted(set(sample.media) - known):
+    if strange := sorted(set(sample.media).union(*(image.media for image in sample.images)) - known):
         raise ComponentError(f"{who}: media {strange} are taken by no encoder of this model; it takes {sorted(known)}")
 
 

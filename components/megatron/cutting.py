@@ -6,10 +6,13 @@ data-parallel rank gets.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from heapq import heapify, heapreplace
 from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
 
 from slime_launch.interfaces import RemoteMedia
 from slime_launch.types import Sample, digest
@@ -63,7 +66,9 @@ def make_packs(samples: Sequence[Sample], bounds: Bounds) -> list[Pack]:
     by_prompt: dict[Any, Pack] = {}
     known: dict[int, bytes] = {}
     for number, sample in enumerate(samples):
-        key = (tuple(sample.prompt_ids), media_key(sample, sorted(sample.media), known)) if bounds.share else number
+        key: Any = number
+        if bounds.share:
+            key = (tuple(sample.prompt_ids), media_key(sample.media, sorted(sample.media), known))
         by_prompt.setdefault(key, []).append(number)
     packs: list[Pack] = []
     for shared in by_prompt.values():
@@ -157,11 +162,13 @@ def row_length(samples: Sequence[Sample], pack: Pack) -> int:
     return len(samples[pack[0]].prompt_ids) + sum(len(samples[number].response_ids) for number in pack)
 
 
-def media_key(sample: Sample, names: Sequence[str], known: dict[int, bytes]) -> tuple[bytes, ...]:
-    """Equal for samples with the same media. ``known``: digests of arrays by ``id``, so that one is taken once."""
-    if isinstance(sample.media, RemoteMedia):
-        return tuple(map(sample.media.digest, names))
-    arrays = [sample.media[name] for name in names]
+def media_key(
+    media: Mapping[str, NDArray[np.generic]], names: Sequence[str], known: dict[int, bytes]
+) -> tuple[bytes, ...]:
+    """Equal for the same media. ``known``: digests of arrays by ``id``, so that one is taken once."""
+    if isinstance(media, RemoteMedia):
+        return tuple(map(media.digest, names))
+    arrays = [media[name] for name in names]
     for array in arrays:
         if id(array) not in known:
             known[id(array)] = digest(array)

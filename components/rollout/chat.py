@@ -6,7 +6,6 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
-from components.rollout.media import count_images
 from slime_launch.errors import ComponentError
 
 Message = Mapping[str, Any]
@@ -26,8 +25,6 @@ def text_behind(render: Render, messages: Sequence[Message]) -> str:
     """
     if not messages:
         raise ComponentError("a conversation goes on with messages; none were given")
-    if count_images(messages):
-        raise ComponentError("an image in a later turn: images are taken in a prompt's own messages only")
     tails = {_behind(render, answer, messages) for answer in _ANSWERS}
     if len(tails) != 1:
         raise ComponentError(

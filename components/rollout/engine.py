@@ -7,10 +7,12 @@ from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from components.rollout.answers import Asked
-from components.rollout.media import count_images
+from components.rollout.media import count_images, data_uri
 from components.rollout.prompts import Rendered, Renderer
+from components.rollout.turns import read_images, short_response, split_images
 from slime_launch.errors import ComponentError
-from slime_launch.types import Prompt, Sample, Status
+from slime_launch.interfaces import Images
+from slime_launch.types import Prompt, Sample, Status, Turn
 
 T = TypeVar("T")
 
@@ -28,11 +30,11 @@ class Session(Protocol):
 class SampleEngine:
     """slime_launch.interfaces.Engine for one rollout.
 
-    rendered: its prompt. sampling: SGLang's sampling_params. vocabulary: the model's, in tokens.
-    images_sent: images in requests that an engine answered.
+    rendered: its prompt. sampling: SGLang's sampling_params. vocabulary: the model's, in tokens. images: reads those
+    of later turns. images_sent: images in requests that an engine answered.
 
-    Every request carries the whole sample so far as tokens, and its images: prompt ids with one placeholder an image,
-    which the engine expands, then the response's. Nothing is tokenised twice; the counts are compared each time.
+    Every request carries the whole sample so far as tokens, and its images: ids with one placeholder an image, which
+    the engine expands. Nothing is tokenised twice; the counts are compared each time.
     """
 
     def __init__(
@@ -42,8 +44,9 @@ class SampleEngine:
         rendered: Rendered,
         sampling: Mapping[str, Any],
         vocabulary: int | None = None,
+        images: Images | None = None,
     ) -> None:
-        self._session, self._renderer, self._rendered = session, renderer, [rendered]
+        self._session, self._renderer, self._rendered, self._images = session, renderer, [rendered], images
         self._vocabulary = vocabulary
         self.sampling: Mapping[str, Any] = sampling
         self.images_sent = 0
@@ -64,16 +67,14 @@ class SampleEngine:
             sample.status = Status.TRUNCATED
             return sample
         body: dict[str, Any] = {"sampling_params": wanted | {"max_new_tokens": left}, "return_logprob": True}
-        images = self._images(sample)
-        if images is None:
-            body["input_ids"] = sample.prompt_ids + sample.response_ids
-        else:
-            body |= {"input_ids": images.request_ids + sample.response_ids, "image_data": images.image_data}
+        body["input_ids"], image_data = self._request(sample)
+        if image_data:
+            body["image_data"] = image_data
         tokens = len(sample.prompt_ids) + len(sample.response_ids)
-        asked = Asked(_name(sample), tokens, images is not None, self._vocabulary, sample.prompt_text)
+        asked = Asked(_name(sample), tokens, bool(image_data), self._vocabulary, sample.prompt_text)
         answer = await self._session.generate(body, asked.read)
-        if images is not None and answer.sent:
-            self.images_sent += len(images.image_data)
+        if answer.sent:
+            self.images_sent += len(image_data)
         for run in answer.runs:
             sample.add_sampled(*run)
         sample.status = answer.status
@@ -96,16 +97,24 @@ class SampleEngine:
         """Text of ids, special tokens left out."""
         return self._renderer.decode(ids)
 
-    def continuation(self, sample: Sample, messages: Sequence[Mapping[str, Any]]) -> list[int]:
+    async def continuation(self, sample: Sample, messages: Sequence[Mapping[str, Any]]) -> Turn:
         """See ``slime_launch.interfaces.Engine``; ``components.rollout.chat`` says what a template must be like."""
         if not sample.response_ids:
             raise ComponentError(f"{_name(sample)}: it has no assistant turn yet that messages could follow")
-        return self._renderer.continuation(sample.response_ids[-1], messages, sample.prompt)
+        bare, refs = split_images(messages)
+        pictures = await read_images(self._images, refs)
+        return self._renderer.continuation(sample.response_ids[-1], bare, sample.prompt, pictures)
 
-    def _images(self, sample: Sample) -> Rendered | None:
-        """The rendered prompt that a sample with images began with; None for a sample of text."""
+    def _request(self, sample: Sample) -> tuple[list[int], list[str]]:
+        """The sample's ids with one placeholder an image, and its images."""
+        later = [data_uri(image.file) for image in sample.images]
         if not (sample.prompt.images or sample.media):
-            return None
+            return sample.prompt_ids + short_response(sample), later
+        began = self._began(sample)
+        return began.request_ids + short_response(sample), [*began.image_data, *later]
+
+    def _began(self, sample: Sample) -> Rendered:
+        """The rendered prompt that a sample with images in it began with."""
         for rendered in self._rendered:
             if _same(sample.prompt, rendered.prompt) and sample.prompt_ids == rendered.ids:
                 return rendered

@@ -12,7 +12,7 @@ from components.rollout.engine import SampleEngine, new_sample
 from components.rollout.groups import Group
 from components.rollout.prompts import Renderer
 from slime_launch.errors import ComponentError
-from slime_launch.interfaces import Generate
+from slime_launch.interfaces import Generate, Images
 from slime_launch.types import Sample, Status
 
 T = TypeVar("T")
@@ -32,7 +32,8 @@ class Generator:
     """Generates the rollouts of groups.
 
     sampling: SGLang's sampling parameters, over which each prompt has its own, and over these ``forced``. seeds: one a
-    rollout. vocabulary: the model's, in tokens; None where it is not known.
+    rollout. vocabulary: the model's, in tokens; None where it is not known. images: reads those that come with later
+    turns.
     """
 
     client: Client
@@ -42,6 +43,7 @@ class Generator:
     seeds: Seeds
     forced: Mapping[str, Any] = field(default_factory=dict)
     vocabulary: int | None = None
+    images: Images | None = None
 
     def over(self, sampling: Mapping[str, Any], seeds: Seeds, forced: Mapping[str, Any]) -> Generator:
         """The same with other sampling parameters and seeds."""
@@ -61,7 +63,9 @@ class Generator:
         (sample,) = group.rollouts.setdefault(index, [new_sample(group.rendered, group.number, index)])
         seed = {"sampling_seed": self.seeds(group.number, index)}
         sampling = {**self.sampling, **sample.prompt.sampling, **self.forced, **seed}
-        engine = SampleEngine(self.client.session(), self.renderer, group.rendered, sampling, self.vocabulary)
+        engine = SampleEngine(
+            self.client.session(), self.renderer, group.rendered, sampling, self.vocabulary, self.images
+        )
         try:
             made = await self.generate(sample, engine)
         except asyncio.CancelledError:

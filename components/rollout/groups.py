@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from itertools import chain
 from typing import Any
@@ -13,7 +13,7 @@ import numpy as np
 
 from components.rollout.prompts import Rendered
 from slime_launch.errors import ComponentError
-from slime_launch.types import UNSAMPLED, Prompt, Sample, Status
+from slime_launch.types import UNSAMPLED, Prompt, Sample, Status, TurnImage
 
 ENDED = (Status.COMPLETED, Status.TRUNCATED)
 _NO_PROMPT = Prompt([], "")
@@ -94,10 +94,15 @@ def from_plain(state: dict[str, Any], render: Callable[[Prompt], Rendered]) -> G
 
 def _sample_to_plain(sample: Sample, rendered: Rendered) -> dict[str, Any]:
     own_prompt = sample.prompt is not rendered.prompt
-    plain: dict[str, Any] = _plain(replace(sample, media={}, prompt=sample.prompt if own_prompt else _NO_PROMPT))
+    plain: dict[str, Any] = _plain(
+        replace(sample, media={}, images=[], prompt=sample.prompt if own_prompt else _NO_PROMPT)
+    )
     plain["own_prompt"] = own_prompt
+    plain["images"] = [
+        _plain(replace(image, media={})) | {"media": _media_to_plain(image.media)} for image in sample.images
+    ]
     if sample.media is not rendered.media:
-        plain["media"] = {name: _array_to_plain(array) for name, array in sample.media.items()}
+        plain["media"] = _media_to_plain(sample.media)
     else:
         del plain["media"]
     return plain
@@ -106,14 +111,24 @@ def _sample_to_plain(sample: Sample, rendered: Rendered) -> dict[str, Any]:
 def _sample_from_plain(plain: dict[str, Any], rendered: Rendered) -> Sample:
     own_prompt = plain.pop("own_prompt")
     media = plain.pop("media", None)
+    later = [(image, _media(image.pop("media"))) for image in plain.pop("images", [])]
     sample = msgspec.convert(plain, Sample)
+    sample.images = [replace(msgspec.convert(image, TurnImage), media=own) for image, own in later]
     sample.prompt = sample.prompt if own_prompt else rendered.prompt
-    sample.media = rendered.media if media is None else {name: _array(array) for name, array in media.items()}
+    sample.media = rendered.media if media is None else _media(media)
     return sample
 
 
 def _plain(value: Any) -> Any:
     return msgspec.json.decode(msgspec.json.encode(value))
+
+
+def _media_to_plain(media: Mapping[str, np.ndarray[Any, Any]]) -> dict[str, Any]:
+    return {name: _array_to_plain(array) for name, array in media.items()}
+
+
+def _media(plain: Mapping[str, Any]) -> dict[str, np.ndarray[Any, Any]]:
+    return {name: _array(array) for name, array in plain.items()}
 
 
 def _array_to_plain(array: np.ndarray[Any, Any]) -> dict[str, Any]:

@@ -24,7 +24,7 @@ def count_images(messages: Sequence[Mapping[str, Any]]) -> int:
     if strange := sorted(set(kinds) - set(_TAKEN)):
         raise ComponentError(
             f"a message has a part of type {', '.join(strange)}: only text and image parts are sent and trained on "
-            '(an image as {"type": "image"}, its file in Prompt.images); leave such prompts out of the data'
+            '(an image as {"type": "image"}, its file in Prompt.images, in a later turn beside it); leave others out'
         )
     return kinds.count("image")
 
@@ -54,11 +54,16 @@ def open_images(files: Sequence[bytes]) -> list[Image]:
         raise ComponentError(f"an image cannot be read: {error}") from error
 
 
-def data_uri(image: Image) -> str:
-    """A picture as ``image_data`` takes it: the pixels that our own processor saw, whatever its file said."""
+def png(image: Image) -> bytes:
+    """A picture as the engine gets it: the pixels that our own processor saw, whatever its file said."""
     out = io.BytesIO()
     image.save(out, "PNG", compress_level=1)
-    return "data:image/png;base64," + base64.b64encode(out.getvalue()).decode()
+    return out.getvalue()
+
+
+def data_uri(file: bytes) -> str:
+    """A PNG as ``image_data`` takes it."""
+    return "data:image/png;base64," + base64.b64encode(file).decode()
 
 
 def check_expansion(short: Sequence[int], expanded: Sequence[int], placeholder: int, images: int) -> None:

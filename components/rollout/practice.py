@@ -94,7 +94,7 @@ class _Desk:
 
     async def generate(self, body: Mapping[str, Any], read: Callable[[dict[str, Any]], T]) -> T:
         if "image_data" in body:
-            raise ComponentError("tiny checkpoint: a warm start in several turns takes prompts of text only")
+            raise ComponentError("tiny checkpoint: a warm start in several turns takes conversations of text only")
         future: asyncio.Future[dict[str, Any]] = asyncio.get_running_loop().create_future()
         self._waiting.append((body, future))
         self._serve()

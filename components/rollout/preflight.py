@@ -16,9 +16,9 @@ from components.rollout.evaluation import named_sets
 from components.rollout.prompts import Rendered, Renderer
 from components.rollout.sampling import check_evaluation, check_training
 from components.rollout.sources import open_source
-from slime_launch.errors import LaunchError, Problem
+from slime_launch.errors import ComponentError, LaunchError, Problem
 from slime_launch.hf_folder import TOKENIZERS
-from slime_launch.interfaces import Findings, Routes
+from slime_launch.interfaces import Findings, Images, Routes
 from slime_launch.targets import instantiate
 from slime_launch.types import Prompt
 
@@ -68,10 +68,13 @@ def _unbuildable(args: Mapping[str, Any]) -> Iterator[Problem]:
     rewards = {"reward": args["reward"]} | {f"rollout.eval_sets.{name}.reward": node for name, node in own.items()}
     called = {f"rollout.filters.{name}": node for name, node in args["filters"].items()}
     called["rollout.generate"] = args["generate"]
-    for key, node in (rewards | called).items():
+    read = {"rollout.media": args["media"]} if args.get("media") else {}
+    for key, node in (rewards | called | read).items():
         try:
-            make_callable(key, node) if key in called else instantiate(node)
-        except LaunchError as error:
+            made = make_callable(key, node) if key in called else instantiate(node)
+            if key in read and not isinstance(made, Images):
+                raise ComponentError("it has no load(ref)")
+        except (LaunchError, ValueError, TypeError) as error:
             yield Problem(key, node["_target_"], str(error), "mend the part it names")
 
 

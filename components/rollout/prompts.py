@@ -6,15 +6,18 @@ import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from components.rollout.chat import ids_behind, text_behind
-from components.rollout.media import check_expansion, check_images, data_uri, open_images
+from components.rollout.media import check_expansion, check_images, data_uri, open_images, png
 from slime_launch.errors import ComponentError
-from slime_launch.types import Prompt
+from slime_launch.types import Prompt, Turn, TurnImage
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
 
 _NOT_MEDIA = ("input_ids", "attention_mask", "token_type_ids", "mm_token_type_ids")
 
@@ -66,16 +69,17 @@ class Renderer:
             check_expansion(ids, ids, placeholder, 0)
         return Rendered(prompt, text, ids, ids)
 
-    def continuation(self, last: int, messages: Sequence[Mapping[str, Any]], prompt: Prompt) -> list[int]:
-        """Ids of ``messages`` behind an assistant turn whose last token is ``last``, the next assistant turn opened.
+    def continuation(
+        self, last: int, messages: Sequence[Mapping[str, Any]], prompt: Prompt, pictures: Sequence[Image] = ()
+    ) -> Turn:
+        """``messages`` behind an assistant turn whose last token is ``last``, the next assistant turn opened.
 
-        The end of that turn is among them unless ``last`` is it. See ``components.rollout.chat``.
+        The end of that turn is among the ids unless ``last`` is it. See ``components.rollout.chat``.
+        pictures: RGB, of the image parts in order; each goes through the processor by itself.
         """
         text = text_behind(lambda whole: self._template(whole, prompt.tools), messages)
         ids = ids_behind(self.tokenizer, text, messages)
-        if (placeholder := self._placeholder()) in ids:
-            check_expansion(ids, ids, placeholder, 0)
-        return ids[1:] if ids[:1] == [last] and last in self._ends else ids
+        return self._expanded(ids[1:] if ids[:1] == [last] and last in self._ends else ids, pictures)
 
     def encode(self, text: str) -> list[int]:
         """Ids of text, no special tokens added."""
@@ -98,16 +102,45 @@ class Renderer:
         """The token that stands for an image; -1 where there is none."""
         return int(getattr(self._processor, "image_token_id", None) or -1)
 
+    def _expanded(self, short: Sequence[int], pictures: Sequence[Image]) -> Turn:
+        placeholder = self._placeholder()
+        if pictures and placeholder < 0:
+            raise ComponentError("a later turn has images, and the checkpoint has no image processor")
+        if short.count(placeholder) != len(pictures):
+            raise ComponentError(
+                f"the checkpoint's chat template writes {short.count(placeholder)} placeholders (token {placeholder}) "
+                f"for the {len(pictures)} images of a later turn; give images in messages of a role that it shows them "
+                "of, say user"
+            )
+        ids: list[int] = []
+        images: list[TurnImage] = []
+        left = iter(pictures)
+        for token in short:
+            if token == placeholder:
+                images.append(self._turn_image(next(left), len(ids)))
+            ids += [token] * (images[-1].tokens if token == placeholder else 1)
+        return Turn(ids, tuple(images))
+
+    def _turn_image(self, picture: Image, start: int) -> TurnImage:
+        placeholder = self._placeholder()
+        ids, media = self._process(self.tokenizer.convert_ids_to_tokens(placeholder), [picture])
+        check_expansion([placeholder], ids, placeholder, 1)
+        return TurnImage(png(picture), start, len(ids), media)
+
+    def _process(self, text: str, images: Sequence[Image]) -> tuple[list[int], dict[str, NDArray[np.generic]]]:
+        """Ids with placeholders expanded, and media."""
+        out = self._processor(text=[text], images=list(images), return_tensors="np", add_special_tokens=False)
+        media = {name: np.asarray(value) for name, value in out.items() if name not in _NOT_MEDIA}
+        return np.asarray(out["input_ids"])[0].tolist(), media
+
     def _with_images(self, prompt: Prompt, text: str, short: list[int]) -> Rendered:
         if self._placeholder() < 0:
             raise ComponentError(f"the prompt {text!r:.200} has images, and the checkpoint has no image processor")
         check_expansion(short, short, self._placeholder(), len(prompt.images))
         images = open_images(prompt.images)
-        out = self._processor(text=[text], images=images, return_tensors="np", add_special_tokens=False)
-        media = {name: np.asarray(value) for name, value in out.items() if name not in _NOT_MEDIA}
-        ids: list[int] = np.asarray(out["input_ids"])[0].tolist()
+        ids, media = self._process(text, images)
         check_expansion(short, ids, self._placeholder(), len(images))
-        return Rendered(prompt, text, ids, short, media, [data_uri(image) for image in images])
+        return Rendered(prompt, text, ids, short, media, [data_uri(png(image)) for image in images])
 
 
 def _end_tokens(folder: Path) -> list[int]:

@@ -23,7 +23,8 @@ class Environment(Protocol):
     async def step(self, sample: Sample, text: str) -> Sequence[Mapping[str, Any]]:
         """Chat messages that answer the assistant turn ``text``, e.g. of role tool; none when the rollout is done.
 
-        text: without special tokens. sample: with all tokens so far.
+        text: without special tokens. sample: with all tokens so far. A message may show images, as parts
+        ``{"type": "image", "image": ...}`` of its content (see ``slime_launch.interfaces.Engine.continuation``).
         """
 
 
@@ -56,12 +57,12 @@ class ToolLoop:
             messages = await self._answer(sample, engine.decode(_last_turn(sample)))
             if not messages:
                 return sample
-            told = engine.continuation(sample, messages)
+            told = await engine.continuation(sample, messages)
             room = int(engine.sampling["max_new_tokens"]) - len(sample.response_ids) - len(told)
             if count_turns(sample) >= self._max_turns or room <= 0:
                 sample.status = Status.TRUNCATED
                 return sample
-            sample.add_given(told)
+            sample.add_turn(told)
 
     async def _answer(self, sample: Sample, text: str) -> Sequence[Mapping[str, Any]]:
         try:

@@ -32,6 +32,7 @@ from slime_launch.interfaces import (
     Filter,
     Findings,
     Generate,
+    Images,
     Needs,
     Provides,
     Reports,
@@ -46,6 +47,7 @@ class RolloutWorker:
     """Implements slime_launch.interfaces.Rollout.
 
     data, reward, generate, filters: ``_target_`` nodes; the data source also gets ``seed``.
+    media: node of the ``slime_launch.interfaces.Images`` that reads what environments show; null: they show none.
     score: the reward part that evaluation reports, null for the mixed reward.
     sampling: SGLang's sampling parameters. eval_sets: by name, what differs (see ``schema.rollout.EvalSet``); a reward
         of its own as ``{node, score}``.
@@ -82,10 +84,11 @@ class RolloutWorker:
         max_refused_answers: int,
         request_timeout_s: float,
         seed: int,
+        media: dict[str, Any] | None = None,
     ) -> None:
         self._hf_checkpoint, self._score, self._seed = hf_checkpoint, score, seed
         self._data_node, self._reward_node, self._generate_node = data, reward, generate
-        self._filter_nodes, self._eval_nodes = filters, eval_sets
+        self._filter_nodes, self._eval_nodes, self._media_node = filters, eval_sets, media
         self._rules = Rules(
             num_prompts=num_prompts, group_size=group_size, oversample=oversample, draw_limit=draw_limit,
             keep_when_insufficient=keep_when_insufficient, keep=partial["keep"], max_lag=partial["max_lag"],
@@ -130,9 +133,10 @@ class RolloutWorker:
         self._closing += [one.server for one in self._sets]
         self._buffer = Buffer(self._data, self._render)
         self._client = self._runner.run(self._connect(needs))
+        images: Images | None = instantiate(self._media_node) if self._media_node else None
         self._generator = Generator(
             self._client, self._renderer, generate, self._sampling, self._seed_of,
-            vocabulary=vocabulary_of(self._hf_checkpoint),
+            vocabulary=vocabulary_of(self._hf_checkpoint), images=images,
         )  # fmt: skip
         return {}
 

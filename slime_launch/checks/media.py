@@ -17,8 +17,9 @@ def video_and_audio_are_refused(f: Facts) -> Iterator[Problem]:
     declared = {f"model.encoders.{name}": (name, prefix) for name, prefix in f.config.model.encoders.items()}
     towers = f.config.model.spec.get("encoders", ())
     declared |= {f"model.spec.encoders[{number}]": (str(name), name) for number, name in enumerate(towers)}
-    nodes = {"data": f.config.data}
-    nodes |= {f"rollout.eval_sets.{name}.data": one.data for name, one in f.config.rollout.eval_sets.items()}
+    rollout = f.config.rollout
+    nodes = {"data": f.config.data, "rollout.generate": rollout.generate, "rollout.media": rollout.media}
+    nodes |= {f"rollout.eval_sets.{name}.data": one.data for name, one in rollout.eval_sets.items()}
     for key, node in nodes.items():
         declared |= dict(_named(node, key))
     for key, (name, value) in declared.items():

@@ -142,6 +142,9 @@ class RolloutConfig:
     generate: Annotated[Node, about("How one rollout comes about: generate(sample, engine).")] = field(
         default_factory=dict
     )
+    media: Annotated[Node, about("Reads the images that environments show in later turns, within bounds.")] = field(
+        default_factory=dict
+    )
     routing: Annotated[
         Literal["auto", "router", "direct"],
         about(

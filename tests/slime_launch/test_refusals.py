@@ -55,6 +55,10 @@ BAD = [
         [GLM, "+model.encoders.video=encoders.video."],
         "error: model.encoders.video=encoders.video.: video is neither sent",
     ),
+    (
+        [GLM, "+rollout.generate.environment.video=a.mp4"],
+        "error: rollout.generate.environment.video=a.mp4: video is neither",
+    ),
     ([GLM, "+data.columns.videos=clip"], "error: data.columns.videos=clip: video is neither sent to the engines nor"),
     # the model does not fit
     (

@@ -12,7 +12,8 @@ from fractions import Fraction
 from slime_launch.errors import ComponentError
 from slime_launch.types import Sample
 
-CALL = r"<calc>(.*?)</calc>"
+CALL = r"<calc>((?:(?!<calc>).)*?)</calc>"
+"""Never past another call's beginning: the search of hostile text takes time in proportion to its length."""
 MAX_CHARACTERS = 200
 MAX_BITS = 256
 """Of numerator and denominator of every number on the way."""

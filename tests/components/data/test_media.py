@@ -213,3 +213,12 @@ def test_a_name_with_one_bad_address_is_refused(monkeypatch):
     monkeypatch.setattr("socket.getaddrinfo", lambda *args, **kwargs: both)
     with pytest.raises(FetchError, match=r"at 192\.168\.0\.1, which is not public"):
         Fetcher(hosts=["*"]).fetch("http://example.org/")
+
+
+def test_a_name_server_that_does_not_answer_is_waited_for_so_long(monkeypatch):
+    asked = threading.Event()
+    monkeypatch.setattr("socket.getaddrinfo", lambda *args, **kwargs: asked.wait(20) and [])
+    with pytest.raises(FetchError, match=r"host example\.org is not resolved within 0\.05 s") as raised:
+        Fetcher(hosts=["*"], timeout_s=0.05, tries=1).fetch("http://example.org/")
+    assert raised.value.passing
+    asked.set()

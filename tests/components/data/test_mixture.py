@@ -76,6 +76,18 @@ def test_each_source_goes_round_by_itself(folder):
         assert source.metrics()[f"data/s{number}/epoch"] == (len(own) - 1) // size
 
 
+def test_a_mixture_in_a_mixture_tells_of_each_of_its_sources(folder):
+    def files(number):
+        return {"_target_": FILES, "path": f"{folder}/{number}.jsonl", "weight": 1}
+
+    inner = {"_target_": "components.data.mixture.Mixture", "weight": 1}
+    two = {"a": inner | {"sources": {"x": files(0), "y": files(1)}}, "b": inner | {"sources": {"x": files(2)}}}
+    made = Mixture(two | {"c": files(3)}, 1)
+    made.take(4)
+    epochs = {"data/a/x/epoch", "data/a/y/epoch", "data/b/x/epoch", "data/c/epoch"}
+    assert epochs <= set(made.metrics())
+
+
 def test_sets_and_prompts_bear_the_sources_names(folder):
     sets = mixture(folder, [1, 1]).eval_sets()
     sources = {name: {prompt.source for prompt in held} for name, held in sets.items()}

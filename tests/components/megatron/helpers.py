@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from slime_launch.machine import free_ports
-from slime_launch.types import Prompt, Sample, Status
+from slime_launch.types import Prompt, Sample, Status, Turn, TurnImage
 
 ROOT = Path(__file__).resolve().parents[3]
 WITH_IMAGES = ("glm_omni", "glm4v_moe", "qwen2_5_vl")
@@ -50,11 +50,20 @@ def reference_logits(model: Any, sample: Sample) -> Any:
     import torch
 
     ids = torch.tensor([[*sample.prompt_ids, *sample.response_ids]])
-    media = {name: torch.from_numpy(value) for name, value in sample.media.items()}
+    media = all_media(sample)
     if media:
         media["mm_token_type_ids"] = (ids == model.config.image_token_id).int()
     with torch.no_grad():
         return model(input_ids=ids, **media).logits[0]
+
+
+def all_media(sample: Sample) -> dict[str, Any]:
+    """Tensors of all its images, the prompt's first, as transformers' models take them."""
+    import torch
+
+    parts = [part for part in (sample.media, *(image.media for image in sample.images)) if part]
+    names = parts[0] if parts else ()
+    return {name: torch.from_numpy(np.concatenate([part[name] for part in parts])) for name in names}
 
 
 def with_reference_logprobs(model: Any, samples: list[Sample], temperature: float) -> list[Sample]:
@@ -145,6 +154,22 @@ def random_samples(family: str, groups: int = 2, size: int = 4, seed: int = 0) -
             mask[0] = 1
             reward = float(index % 2)
             samples.append(make_sample(group, index, prompt, response, reward, media=media, loss_mask=mask))
+    return samples
+
+
+def show_later(samples: list[Sample], seed: int = 0) -> list[Sample]:
+    """GLM-Omni's samples, the second and later of each group shown images in later turns: the second a wide and a
+    small one, the third and fourth the same small one, the fourth behind a longer answer."""
+    rng = np.random.default_rng(seed)
+    wide, small = (image_prompt(rng, [grid], 2) for grid in ((1, 2, 6), (1, 4, 4)))
+    for sample in samples:
+        for (ids, media), tokens in {1: [(wide, 3), (small, 4)], 2: [(small, 4)], 3: [(small, 4)]}.get(
+            sample.index, ()
+        ):
+            if sample.index == 3:
+                sample.add_sampled([40, 41], [0.0, 0.0], 0)
+            sample.add_turn(Turn(ids, (TurnImage(b"", 3, tokens, media),)))
+            sample.add_sampled([50, 51, 52], [0.0] * 3, 0)
     return samples
 
 

@@ -16,7 +16,7 @@ from components.megatron.cutting import Bounds, cut_up, make_packs, row_length
 from components.models.base import load_family
 from slime_launch.errors import ComponentError
 from slime_launch.types import Sample
-from tests.components.megatron.helpers import ROOT, make_sample, random_samples
+from tests.components.megatron.helpers import ROOT, make_sample, random_samples, show_later
 
 
 def one_batch(family: str, samples: list[Sample]) -> MicroBatch:
@@ -65,6 +65,28 @@ def test_an_image_of_a_shared_row_is_encoded_once() -> None:
     ids = part.inputs["input_ids"].flatten()
     assert (ids[media["slots"]] == 14).all() and len(media["slots"]) == int((ids == 14).sum())
     assert media["rows"].max() == 7
+
+
+def test_images_of_responses_in_a_shared_row() -> None:
+    """The prompt's once, each of the responses' once however many show it, each in its own places and positions."""
+    samples = show_later(random_samples("glm_omni", groups=3)[8:])
+    batch = one_batch("glm_omni", samples)
+    ids, media = batch.inputs["input_ids"].flatten(), batch.inputs["media"]["vision"]
+    assert batch.inputs["input_ids"].shape[0] == 1
+    assert media["inputs"]["image_grid_thw"].tolist() == [[1, 4, 4], [1, 2, 6], [1, 4, 4]]
+    assert (ids[media["slots"]] == 14).all() and len(media["slots"]) == int((ids == 14).sum()) == 4 + 3 + 3 * 4
+    assert media["rows"].tolist() == [0, 1, 2, 3, 4, 5, 6, *[7, 8, 9, 10] * 3]
+    prompt, start = samples[0].prompt_ids, len(samples[0].prompt_ids)
+    for sample in samples:
+        end = start + len(sample.response_ids)
+        alone = one_batch("glm_omni", [sample]).inputs["position_ids"][:, 0]
+        assert torch.equal(batch.inputs["position_ids"][:, 0, start:end], alone[:, len(prompt) :])
+        assert torch.equal(batch.inputs["position_ids"][:, 0, : len(prompt)], alone[:, : len(prompt)])
+        start = end
+    samples[1].response_ids.pop(0)
+    samples[1].logprobs.pop(), samples[1].loss_mask.pop(), samples[1].weight_versions.pop()
+    with pytest.raises(ComponentError, match=r"sample 1 of group 2: .* which are not placeholders \(token \[14\]\)"):
+        one_batch("glm_omni", samples)
 
 
 @st.composite

@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from tests.components.megatron.helpers import ROOT, random_samples
+from tests.components.megatron.helpers import ROOT, random_samples, show_later
 
 
 def run(jobs: dict[str, Any], rank: int) -> dict[str, Any]:
@@ -27,13 +27,17 @@ def run(jobs: dict[str, Any], rank: int) -> dict[str, Any]:
             trainer.save_hf(job["out"] + "-before")
             if job.get("gradients"):
                 save_gradients(trainer, job["out"] + "-gradients.safetensors")
-            answers[name] = [
-                trainer.train(step, random_samples(job["settings"]["family"])) for step in range(job["steps"])
-            ]
+            answers[name] = [trainer.train(step, batch(job["settings"]["family"])) for step in range(job["steps"])]
             trainer.save_hf(job["out"] + "-after")
         finally:
             trainer.stop()
     return answers
+
+
+def batch(family: str) -> list[Any]:
+    """Samples of a step, some with images in their responses too where the model has them."""
+    samples = random_samples(family)
+    return show_later(samples) if family == "glm_omni" else samples
 
 
 def save_gradients(trainer: Any, file: str) -> None:
@@ -43,7 +47,7 @@ def save_gradients(trainer: Any, file: str) -> None:
 
     from components.megatron.training import _cut
 
-    parts, samples = trainer._ready(), random_samples(trainer.family)
+    parts, samples = trainer._ready(), batch(trainer.family)
     parts.optimizer.zero_grad()
     parts.stepper.gradients(_cut(parts, 0, samples, 1)[0])
     weights = dict(parts.weights.tensors)

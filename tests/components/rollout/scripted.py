@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import base64
+import io
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
+from PIL import Image
+
 from components.rollout.engine import SampleEngine, new_sample
 from components.rollout.prompts import Renderer
+from slime_launch.interfaces import Images
 from slime_launch.types import Prompt, Sample
 
 T = TypeVar("T")
@@ -17,11 +22,9 @@ Turn = Sequence[int] | Mapping[str, Any]
 class Script:
     """A session that gives the next turn at each request, and keeps the requests."""
 
-    def __init__(self, turns: Sequence[Turn], expands: int = 0) -> None:
-        """``expands``: tokens that the engine puts in for the images of a request."""
+    def __init__(self, turns: Sequence[Turn]) -> None:
         self.turns = list(turns)
         self.bodies: list[Mapping[str, Any]] = []
-        self._expands = expands
 
     async def generate(self, body: Mapping[str, Any], read: Callable[[dict[str, Any]], T]) -> T:
         self.bodies.append(body)
@@ -29,7 +32,7 @@ class Script:
         own = turn if isinstance(turn, Mapping) else {"ids": turn}
         ids = list(own.get("ids", []))
         meta: dict[str, Any] = {
-            "prompt_tokens": len(body["input_ids"]) + (self._expands if "image_data" in body else 0),
+            "prompt_tokens": len(body["input_ids"]) + sum(map(_expands, body.get("image_data", ()))),
             "completion_tokens": len(ids),
             "output_token_logprobs": [[-0.5 - 0.25 * number, token, None] for number, token in enumerate(ids)],
             "finish_reason": {"type": "stop"},
@@ -38,13 +41,20 @@ class Script:
         return read({"meta_info": meta | {name: value for name, value in own.items() if name != "ids"}})
 
 
+def _expands(uri: str) -> int:
+    """Tokens that the engine puts in for an image beside its placeholder: one each 28 x 28 pixels, rounded."""
+    width, height = Image.open(io.BytesIO(base64.b64decode(uri.partition(",")[2]))).size
+    return round(width / 28) * round(height / 28) - 1
+
+
 def begin(
-    renderer: Renderer, prompt: Prompt, turns: Sequence[Turn], max_new_tokens: int = 1000
+    renderer: Renderer, prompt: Prompt, turns: Sequence[Turn], max_new_tokens: int = 1000, images: Images | None = None
 ) -> tuple[SampleEngine, Sample, Script]:
     """An engine, a sample that has not begun, and the session behind them."""
     rendered = renderer.render(prompt)
-    script = Script(turns, len(rendered.ids) - len(rendered.request_ids))
-    engine = SampleEngine(script, renderer, rendered, {"temperature": 1.0, "max_new_tokens": max_new_tokens})
+    script = Script(turns)
+    sampling = {"temperature": 1.0, "max_new_tokens": max_new_tokens}
+    engine = SampleEngine(script, renderer, rendered, sampling, images)
     return engine, new_sample(rendered, 4, 2), script
 
 

@@ -78,3 +78,11 @@ def test_each_call_of_a_turn_is_answered() -> None:
 def test_a_pattern_has_one_group(pattern: str) -> None:
     with pytest.raises(ComponentError, match="calculator: pattern="):
         Calculator(pattern)
+
+
+def test_calls_that_never_end_are_no_calls() -> None:
+    """Half a million beginnings: a search that begins anew at each and runs to the end would take hours."""
+    sample = Sample(0, 0, Prompt([], ""), "", [1])
+    hostile = "<calc>" * 500_000
+    assert asyncio.run(Calculator().step(sample, hostile)) == []
+    assert asyncio.run(Calculator().step(sample, hostile + "1 + 1</calc>")) == [{"role": "tool", "content": "2"}]

@@ -48,8 +48,9 @@ def test_every_request_carries_the_whole_sample_so_far(
     cut: Turn = {"ids": [50, 51], "finish_reason": {"type": "abort"}, "weight_version": "3"}
     engine, sample, script = begin(glm, prompt, [cut, [52, USER], [60, 61, USER]], max_new_tokens=60)
     ended = [asyncio.run(engine.generate(sample)).status for _ in range(2)]
-    told = engine.continuation(sample, [{"role": "tool", "content": "7"}])
-    sample.add_given(told)
+    turn = asyncio.run(engine.continuation(sample, [{"role": "tool", "content": "7"}]))
+    sample.add_turn(turn)
+    told = turn.ids
     ended.append(asyncio.run(engine.generate(sample, temperature=0.5)).status)
 
     assert len(processed) == (1 if images else 0), "images go through the processor once, however many requests"

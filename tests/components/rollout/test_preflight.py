@@ -1,6 +1,10 @@
 """What the rollout finds before it runs."""
 
+from pathlib import Path
+from typing import Any
+
 from components.rollout.preflight import preflight
+from tests.components.rollout.http_engine import worker_args
 
 
 def test_check_finds_a_source_that_no_part_serves(tmp_path):
@@ -15,3 +19,14 @@ def test_check_finds_a_source_that_no_part_serves(tmp_path):
     }  # fmt: skip
     found = [str(problem) for problem in preflight(args).problems]
     assert [line for line in found if "no part scores samples of digits" in line] and len(found) == 1, found
+
+
+def test_check_finds_a_reader_of_images_that_cannot_be_made(tmp_path: Path) -> None:
+    def found(node: dict[str, Any]) -> list[str]:
+        args = worker_args(hf_checkpoint=str(tmp_path), media=node)
+        return [str(problem) for problem in preflight(args).problems if problem.key == "rollout.media"]
+
+    media = "components.data.media.Media"
+    assert found({"_target_": media, "max_pixels": 9}) == []
+    assert "'max_pixelz'" in found({"_target_": media, "max_pixelz": 9})[0]
+    assert "has no load(ref)" in found({"_target_": "components.rollout.single.SingleTurn"})[0]

@@ -10,6 +10,7 @@ import torch
 from components.sglang.control import Control
 from components.sglang.server import Server
 from slime_launch.types import UNSAMPLED, Sample
+from tests.components.megatron.helpers import all_media
 from tests.components.rollout.scripted import ask
 from tests.components.rollout.talks import TURN, converse
 from tests.components.sglang.conftest import Engine, Split, logprobs
@@ -48,16 +49,19 @@ def test_two_turns_of_text(text: Engine) -> None:
 
 
 def test_two_turns_about_images_from_the_encoder(split: Split) -> None:
-    """None, one, and several of different sizes, all at once."""
+    """None, one, and several of different sizes, all at once; after its first turn each is shown two more."""
     from transformers import Glm4vForConditionalGeneration
 
     model = Glm4vForConditionalGeneration.from_pretrained(split.checkpoint, dtype=torch.float32)
     named(split.worker)
     pictures = [[picture(1)], [], [picture(2, 84), picture(3), picture(4, 112)], [picture(5), picture(6, 84)]]
     before = sum(split.encoded())
-    talks = converse(split.endpoint, split.checkpoint, [ask("what?", images) for images in pictures])
+    shown = [picture(7, 84), picture(8)]
+    talks = converse(split.endpoint, split.checkpoint, [ask("what?", images) for images in pictures], shown)
     for images, (sample, sent) in zip(pictures, talks, strict=True):
-        media = {name: torch.from_numpy(array) for name, array in sample.media.items()}
-        assert sent == 3 * len(images)
-        assert gaps(sample, model, **media).max() < 1e-4
-    assert sum(split.encoded()) - before == 3 * sum(map(len, pictures))
+        assert sent == 3 * len(images) + 2 and [image.tokens for image in sample.images] == [9, 4]
+        assert gaps(sample, model, **all_media(sample)).max() < 1e-4
+        wrong = all_media(sample)
+        wrong["pixel_values"][-16:] = 0
+        assert gaps(sample, model, **wrong).max() > 1e-3, "the last image matters to what is sampled behind it"
+    assert sum(split.encoded()) - before == 3 * sum(map(len, pictures)) + 2 * len(pictures)
