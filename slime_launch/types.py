@@ -94,7 +94,7 @@ class TurnImage:
     file: bytes
     start: int
     tokens: int
-    media: dict[str, NDArray[np.generic]] = field(default_factory=dict)
+    media: Mapping[str, NDArray[np.generic]] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -11,7 +11,7 @@ import msgspec
 
 from components.rollout.bounded import Bounded
 from components.rollout.generation import Seeds, together
-from components.rollout.media import check_images, data_uri, open_images
+from components.rollout.media import check_images, data_uri, open_images, png
 from components.rollout.prompts import Rendered
 from slime_launch.errors import ComponentError
 from slime_launch.key_files import read_key
@@ -252,7 +252,7 @@ def _text(message: Mapping[str, Any]) -> str:
 
 def _messages(prompt: Prompt) -> list[dict[str, Any]]:
     """The prompt's messages as OpenAI's protocol has them, each image in its place as a data URI."""
-    uris = iter([data_uri(image) for image in open_images(prompt.images)])
+    uris = iter([data_uri(png(image)) for image in open_images(prompt.images)])
 
     def part(given: Mapping[str, Any]) -> dict[str, Any]:
         if given.get("type") == "image":
