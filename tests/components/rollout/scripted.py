@@ -54,7 +54,7 @@ def begin(
     rendered = renderer.render(prompt)
     script = Script(turns)
     sampling = {"temperature": 1.0, "max_new_tokens": max_new_tokens}
-    engine = SampleEngine(script, renderer, rendered, sampling, images)
+    engine = SampleEngine(script, renderer, rendered, sampling, images=images)
     return engine, new_sample(rendered, 4, 2), script
 
 

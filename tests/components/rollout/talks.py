@@ -37,7 +37,7 @@ async def _converse(
 
     async def one(number: int, prompt: Prompt) -> tuple[Sample, int]:
         rendered = renderer.render(prompt)
-        engine = SampleEngine(client.session(), renderer, rendered, _SAMPLING, Media())
+        engine = SampleEngine(client.session(), renderer, rendered, _SAMPLING, images=Media())
         sample = new_sample(rendered, number, 0)
         for budget in (TURN // 2, TURN):
             await engine.generate(sample, max_new_tokens=budget)
