@@ -9,8 +9,9 @@ from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
+from components.megatron.names import name_problems
 from components.megatron.platform import load_platform
-from components.models.base import load_family
+from components.models.base import HasEncoders, load_family
 from slime_launch.errors import LaunchError, Problem
 from slime_launch.interfaces import Algorithm, Findings
 from slime_launch.targets import instantiate
@@ -56,8 +57,9 @@ def _model(args: Mapping[str, Any], hf: Mapping[str, Any]) -> Findings:
 
     sizes = Sizes(**{entry.name: args[entry.name] for entry in fields(Sizes)})
     try:
+        family = load_family(args["family"], hf)
         config = model_config(
-            load_family(args["family"], hf), hf, args["transformer"], platform, sizes,
+            family, hf, args["transformer"], platform, sizes,
             hf_checkpoint=args["hf_checkpoint"], precision=args["precision"], recompute=args["recompute"],
         )  # fmt: skip
     except LaunchError as error:
@@ -70,6 +72,8 @@ def _model(args: Mapping[str, Any], hf: Mapping[str, Any]) -> Findings:
     except Exception as error:  # whatever a user's spec raises
         reason = f"calling it with (config, vp_stage) raises {type(error).__name__}: {error}"
         return Findings([Problem("model.spec", args["spec"]["_target_"], reason, "mend the spec")])
+    encoders = answer.encoders if isinstance(answer, HasEncoders) else {}
+    problems = list(name_problems(args, hf, family, encoders, config.num_layers))
     kind = type(answer).__name__
     size = f"{config.num_layers} layers, hidden {config.hidden_size}, {config.num_attention_heads} heads"
-    return Findings([], [f"layer spec {args['spec']['_target_']} gives {kind}; {size}"])
+    return Findings(problems, [f"layer spec {args['spec']['_target_']} gives {kind}; {size}"])

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from components.megatron.trainer import MegatronTrainer
 from tests.components.megatron.helpers import trainer_settings, write_random
@@ -59,3 +60,19 @@ def test_what_is_wrong_has_its_key(
     monkeypatch.setenv("SLIME_LAUNCH_ALLOW_TARGETS", "tests")
     (problem,) = found(folders["qwen3"], "qwen3", **given).problems
     assert line in problem.reason and problem.key in ("model.spec", "model.transformer")
+
+
+def test_names_that_do_not_fit_are_found_before_the_run(folders: dict[str, Path], tmp_path: Path) -> None:
+    tensors = load_file(folders["qwen3"] / "model.safetensors")
+    tensors["model.extra.weight"] = tensors.pop("model.norm.weight")
+    (tmp_path / "config.json").write_text((folders["qwen3"] / "config.json").read_text())
+    save_file(tensors, tmp_path / "model.safetensors")
+    (problem,) = found(tmp_path, "qwen3").problems
+    assert problem.key == "model.hf_checkpoint"
+    assert "missing ['model.norm.weight'], extra ['model.extra.weight']" in problem.reason
+
+
+@pytest.mark.parametrize("key", ["freeze", "train_only"])
+def test_a_pattern_that_finds_no_parameter_is_found_before_the_run(key: str, folders: dict[str, Path]) -> None:
+    (problem,) = found(folders["qwen3"], "qwen3", **{key: [r"layers\.1\.mlp", "layers.7.", "^embedding"]}).problems
+    assert (problem.key, problem.value) == (f"model.{key}", "layers.7.") and "no parameter" in problem.reason
