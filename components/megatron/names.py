@@ -21,14 +21,14 @@ def name_problems(
     args: MegatronTrainer's. encoders: the towers that the spec builds, whose own names only a built one knows. A
     folder without weights, which stands in for a checkpoint to come, is not compared.
     """
-    folder = Path(args["hf_checkpoint"])
+    folder, critic = Path(args["hf_checkpoint"]), args.get("role") == "critic"
     if not any((folder / file).is_file() for file in (INDEX, SINGLE)):
         return
     names = Checkpoint(folder).names
     rules, towers = family.named_as(names, family.rules(hf), encoders)
     aliases = {rule.alias for rule in rules if rule.alias}
     wanted = expand(rules, layers)
-    if args.get("critic"):  # its value head is drawn, and the checkpoint's own output layer may be there or not
+    if critic:  # its value head is drawn, and the checkpoint's own output layer may be there or not
         wanted = expand([rule for rule in rules if not rule.megatron.startswith(OUTPUT)], layers)
         aliases |= {name for rule in rules if rule.megatron.startswith(OUTPUT) for name in rule.hf}
     apart = (*(tower.prefix for tower in towers.values()), *family.carried(hf))
@@ -37,7 +37,7 @@ def name_problems(
     if missing or extra:
         reason = f"does not fit the model: missing {listed(missing)}, extra {listed(extra)}"
         yield Problem("model.hf_checkpoint", str(folder), reason, "use config.json and weights that belong together")
-    mine = _parameters(rules, towers, layers, names) | ({f"{OUTPUT}weight"} if args.get("critic") else set())
+    mine = _parameters(rules, towers, layers, names) | ({f"{OUTPUT}weight"} if critic else set())
     for key in ("freeze", "train_only"):
         for pattern in args.get(key) or ():
             if not any(re.search(pattern, name) for name in mine):
