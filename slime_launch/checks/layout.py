@@ -10,8 +10,6 @@ from slime_launch.errors import Problem
 KEY = "trainer.parallel"
 NUM_EXPERTS = ("num_experts", "n_routed_experts")
 CUDA_ONLY = {
-    f"{KEY}.sp": "torch's norms have no sequence-parallel form on CPU",
-    f"{KEY}.ep": "Megatron-Core 0.16.1 moves tokens between experts on CUDA streams",
     "trainer.optim.distributed": "Megatron-Core 0.16.1's distributed optimizer wants CUDA tensors",
     "trainer.precision": "torch multiplies bfloat16 slowly and inexactly on CPU; weights train in float32 there",
 }
@@ -22,14 +20,12 @@ WHOLE_ROWS = {"window_size": None, "softmax_type": "vanilla"}
 
 def cpu_serves_it(f: Facts) -> Iterator[Problem]:
     """What needs CUDA is refused on CPU, with the reason."""
-    parallel, trainer = f.config.trainer.parallel, f.config.trainer
+    trainer = f.config.trainer
     given: dict[str, object] = {
-        f"{KEY}.sp": parallel.sp,
-        f"{KEY}.ep": parallel.ep if parallel.ep > 1 else None,
         "trainer.optim.distributed": trainer.optim.distributed,
         "trainer.precision": trainer.precision if trainer.precision == "bfloat16" else None,
     }
-    off = {f"{KEY}.ep": "1", "trainer.precision": "auto"}
+    off = {"trainer.precision": "auto"}
     for key, value in given.items() if f.device == "cpu" else ():
         if value:
             yield Problem(key, value, CUDA_ONLY[key], f"set it to {off.get(key, 'false')}, or train on GPUs")
@@ -49,7 +45,7 @@ def sequence_parallel_has_ranks(f: Facts) -> Iterator[Problem]:
     parallel = f.config.trainer.parallel
     if parallel.sp and parallel.tp == 1:
         yield Problem(f"{KEY}.sp", True, "trainer.parallel.tp=1 leaves nobody to share the sequence with", "raise tp")
-    if f.device == "cuda" and _experts(f) and parallel.tp > 1 and not parallel.sp:
+    if _experts(f) and parallel.tp > 1 and not parallel.sp and (f.device == "cuda" or parallel.ep > 1):
         reason = "Megatron trains experts on tensor-parallel ranks only if these share the sequence"
         yield Problem(f"{KEY}.sp", False, reason, "set it to true")
 

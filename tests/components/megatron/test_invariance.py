@@ -25,28 +25,40 @@ MODELS: dict[str, dict[str, Any]] = {
 """A gated MLP with biases, a model with images and tied embeddings, both with a vocabulary to be padded; experts; a
 user's own model."""
 OWN_SPEC = {"qwen3": {"spec": {"_target_": "tests.components.megatron.specs.plain_provider"}}}
-LAYOUTS: dict[str, dict[str, int]] = {
+LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2": {"tp": 2, "world_size": 2},
     "pp2": {"pp": 2, "world_size": 2},
     "dp2": {"world_size": 2},
     "pp2vpp2": {"pp": 2, "vpp": 2, "world_size": 2},
     "cp2": {"cp": 2, "world_size": 2},
+    "tp2sp": {"tp": 2, "sp": True, "world_size": 2},
     "tp2pp2": {"tp": 2, "pp": 2, "world_size": 4},
     "pp2cp2": {"pp": 2, "cp": 2, "world_size": 4},
     "tp2cp2": {"tp": 2, "cp": 2, "world_size": 4},
     "dp2cp2": {"cp": 2, "world_size": 4},
     "pp2vpp2cp2": {"pp": 2, "vpp": 2, "cp": 2, "world_size": 4},
     "cp4": {"cp": 4, "world_size": 4},
+    "tp2cp2sp": {"tp": 2, "cp": 2, "sp": True, "world_size": 4},
+    "dp2ep2": {"ep": 2, "world_size": 2},
+    "tp2dp2ep2sp": {"tp": 2, "ep": 2, "sp": True, "world_size": 4},
+    "tp2pp2sp": {"tp": 2, "pp": 2, "sp": True, "world_size": 4},
 }
 STEPS = 3
 # Adam turns the rounding of gradients near zero into steps of up to the learning rate.
 SLOW = OPTIM | {"lr": 3e-4}
-LONG = ("tp2cp2", "dp2cp2", "pp2vpp2cp2", "cp4")
+LONG = ("tp2cp2", "dp2cp2", "pp2vpp2cp2", "cp4", "tp2cp2sp", "tp2pp2sp")
+EXPERTS = ("cp2", "tp2", "tp2sp", "dp2ep2", "tp2dp2ep2sp")
+LAYOUTS_OF = {
+    "llama3": [layout for layout in LAYOUTS if "ep2" not in layout],
+    "glm_omni": [layout for layout in LAYOUTS if "ep2" not in layout],
+    "qwen3_moe": EXPERTS,
+    "qwen3": ("cp2",),
+}
 CASES = [
     pytest.param(model, layout, id=f"{model}-{layout}", marks=pytest.mark.full if full else ())
-    for model, layouts in (("llama3", LAYOUTS), ("glm_omni", LAYOUTS), ("qwen3_moe", ("cp2",)), ("qwen3", ("cp2",)))
+    for model, layouts in LAYOUTS_OF.items()
     for layout in layouts
-    for full in (layout in LONG or model.startswith("qwen3"),)
+    for full in (layout in LONG or (model.startswith("qwen3") and layout != "dp2ep2"),)
 ]
 Runs = tuple[Path, dict[str, Any]]
 
@@ -67,7 +79,7 @@ def _run_all(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     for model in models:
         write_random(root / model, model, **MODELS[model])
 
-    def job(model: str, layout: str, **sizes: int) -> dict[str, Any]:
+    def job(model: str, layout: str, **sizes: Any) -> dict[str, Any]:
         settings = trainer_settings(root / model, model, optim=SLOW, **sizes, **OWN_SPEC.get(model, {}))
         return {"settings": settings, "steps": STEPS, "out": str(root / f"{model}-{layout}"), "gradients": True}
 
