@@ -21,8 +21,6 @@ from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispa
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
-from slime_launch.errors import ComponentError
-
 
 class LocalTokenDispatcher(MoETokenDispatcher):  # type: ignore[misc]
     """For ranks that all hold every token and a slice of every expert: no token travels, none is dropped.
@@ -90,16 +88,7 @@ class TravellingTokenDispatcher(MoEAlltoAllTokenDispatcher):  # type: ignore[mis
 def token_dispatcher(
     num_local_experts: int, local_expert_indices: Sequence[int], config: TransformerConfig, pg_collection: Any
 ) -> MoETokenDispatcher:
-    """The dispatcher for the way in which ranks hold tokens.
-
-    Raises ComponentError where ranks hold the same tokens and different experts.
-    """
-    shared = config.tensor_model_parallel_size > 1 and not config.sequence_parallel
-    if shared and config.expert_model_parallel_size > 1:
-        raise ComponentError(
-            f"trainer.parallel.ep={config.expert_model_parallel_size}: Megatron moves tokens to experts from tensor-"
-            "parallel ranks only if these share the sequence; set trainer.parallel.sp"
-        )
+    """The dispatcher for the way in which ranks hold tokens: all the same ones, or each its own."""
     local = config.expert_model_parallel_size == 1 and not config.sequence_parallel
     kind = LocalTokenDispatcher if local else TravellingTokenDispatcher
     return kind(num_local_experts, local_expert_indices, config, pg_collection)

@@ -51,7 +51,7 @@ def sequence_parallel_has_ranks(f: Facts) -> Iterator[Problem]:
 
 
 def experts_divide(f: Facts) -> Iterator[Problem]:
-    """Expert-parallel ranks are data-parallel ranks, and share the experts evenly."""
+    """Expert-parallel ranks are those that hold different tokens, and share the experts evenly."""
     parallel, experts = f.config.trainer.parallel, _experts(f)
     if parallel.ep == 1:
         return
@@ -60,9 +60,10 @@ def experts_divide(f: Facts) -> Iterator[Problem]:
     elif experts % parallel.ep:
         reason = f"does not divide the model's {experts} experts"
         yield Problem(f"{KEY}.ep", parallel.ep, reason, f"give a divisor of {experts}")
-    if parallel.dp % parallel.ep:
-        reason = f"does not divide trainer.parallel.dp={parallel.dp}, whose ranks share the experts"
-        yield Problem(f"{KEY}.ep", parallel.ep, reason, f"give a divisor of {parallel.dp}")
+    ranks = parallel.dp * parallel.cp
+    if ranks % parallel.ep:
+        reason = f"does not divide trainer.parallel.dp x cp = {ranks}, whose ranks share the experts"
+        yield Problem(f"{KEY}.ep", parallel.ep, reason, f"give a divisor of {ranks}")
 
 
 def virtual_stages_divide(f: Facts) -> Iterator[Problem]:
