@@ -122,7 +122,7 @@ def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
     return {key: group[key] for key in group if key != "params"}
 
 
-def _of_this_layout(tree: dict[str, Any], megatron: Any, updates: int) -> dict[Any, Any]:
+def _of_this_layout(tree: dict[Any, Any], megatron: Any, updates: int) -> dict[Any, Any]:
     """What was read, without the part that only the layout that saved it has, and with what only this one has.
 
     Experts have an optimizer of their own where ranks share them (and where there are any), else they have none. The
@@ -130,14 +130,16 @@ def _of_this_layout(tree: dict[str, Any], megatron: Any, updates: int) -> dict[A
     """
     parts = getattr(megatron, "chained_optimizers", [megatron])
     if len(parts) == 1:
-        mine: dict[Any, Any] = {key: tree[key] for key in tree if not isinstance(key, int)}
+        mine = {key: tree[key] for key in tree if not isinstance(key, int)}
         trees = [mine]
     else:
         mine = {number: tree[number] for number in range(len(parts))}
         trees = list(mine.values())
     for part, some in zip(parts, trees, strict=True):
-        groups = some.get("optimizer", some).get("param_groups", [])
-        for group, own in zip(groups, part.param_groups, strict=False):
+        read = some.get("optimizer", some)
+        if "param_groups" in read:
+            read.setdefault("state", {})  # a stage without experts has no moments of any
+        for group, own in zip(read.get("param_groups", []), part.param_groups, strict=False):
             group |= _settings(own) | ({} if optimizer.USING_PYTORCH_OPTIMIZER else {"step": updates}) | group
     return mine
 
