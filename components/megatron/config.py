@@ -100,7 +100,7 @@ def model_config(
         **overrides,
     }
     engine = platform.engine()
-    _refuse(merged, platform, engine)
+    _refuse(merged, platform, sizes, engine)
     gpt = family.gpt(hf)
     gpt["vocab_size"] = padded_vocab(gpt["vocab_size"], sizes.tp)
     gpt["share_embeddings_and_output_weights"] = gpt.get("share_embeddings_and_output_weights", False) and not critic
@@ -137,16 +137,19 @@ def dtype_of(precision: str) -> torch.dtype:
     return known[precision]
 
 
-def _refuse(merged: Mapping[str, Any], platform: Platform, engine: bool) -> None:
+def _refuse(merged: Mapping[str, Any], platform: Platform, sizes: Sizes, engine: bool) -> None:
     wrong = [f"{name}={merged[name]}: {why}" for name, why in platform.refused.items() if merged.get(name)]
     if wrong:
         raise ComponentError(f"model.transformer on {platform.device}: {'; '.join(wrong)}; take these out")
+    if sizes.ep > 1 and sizes.tp > 1 and not sizes.sp:
+        raise ComponentError(
+            f"trainer.parallel.ep={sizes.ep}: Megatron-Core 0.16.1 moves tokens to experts from tensor-parallel ranks "
+            "only if these share the sequence; set trainer.parallel.sp=true"
+        )
     # A plan for GPUs is looked at on machines without any, too.
-    if platform.device == "cuda" and torch.cuda.is_available() and not engine:
-        needing = {
-            "sequence_parallel": "trainer.parallel.sp: torch's norms have no sequence-parallel form",
-            "num_moe_experts": "a model with experts: Megatron-Core 0.16.1's router calls Transformer Engine's product",
-        }
-        for name, why in needing.items():
-            if merged.get(name):
-                raise ComponentError(f"{why}; install transformer_engine on the GPU machines")
+    bare = platform.device == "cuda" and torch.cuda.is_available() and not engine
+    if bare and merged.get("num_moe_experts"):
+        raise ComponentError(
+            "a model with experts: Megatron-Core 0.16.1's router calls Transformer Engine's product; install "
+            "transformer_engine on the GPU machines"
+        )

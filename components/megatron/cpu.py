@@ -1,8 +1,7 @@
 """The CPU bridge: what Megatron-Core 0.16.1 takes for granted about CUDA, given to a process that has none.
 
 Released Megatron stays unpatched on disk. ``install`` must run before the first import of ``megatron``. Not bridged:
-sequence parallelism, the distributed optimizer, expert parallelism, 16-bit training. Mixture of experts has
-its part in ``cpu_moe``.
+the distributed optimizer, 16-bit training. Mixture of experts has its part in ``cpu_moe``.
 """
 
 from __future__ import annotations

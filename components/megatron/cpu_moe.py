@@ -6,16 +6,18 @@ T tokens, H hidden size, E experts, K copies of a token, one for each of its exp
 from __future__ import annotations
 
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import SimpleNamespace
 from typing import Any
 
+import torch
+from megatron.core.tensor_parallel import mappings
 from megatron.core.tensor_parallel.mappings import (
     copy_to_tensor_model_parallel_region,
     reduce_from_tensor_model_parallel_region,
 )
 from megatron.core.transformer.moe import moe_layer, moe_utils
-from megatron.core.transformer.moe.token_dispatcher import MoETokenDispatcher
+from megatron.core.transformer.moe.token_dispatcher import MoEAlltoAllTokenDispatcher, MoETokenDispatcher
 from megatron.core.transformer.transformer_config import TransformerConfig
 from torch import Tensor
 
@@ -69,11 +71,37 @@ class LocalTokenDispatcher(MoETokenDispatcher):  # type: ignore[misc]
         return reduce_from_tensor_model_parallel_region(output_TH, self.tp_group).view(self._shape)
 
 
+class TravellingTokenDispatcher(MoEAlltoAllTokenDispatcher):  # type: ignore[misc]
+    """Megatron's own, for ranks that hold different tokens: each visits the ranks of its experts.
+
+    Without the CUDA stream on which the counts of tokens go to the host: here they are there, and become the arrays
+    that the exchange of tokens takes.
+    """
+
+    def _maybe_dtoh_and_synchronize(self, point: str, tokens_per_expert: Tensor | None = None) -> Tensor | None:
+        for name in ("input_splits", "output_splits") if point == self.cuda_dtoh_point else ():
+            splits = getattr(self, name)
+            setattr(self, name, splits.numpy() if isinstance(splits, Tensor) else splits)
+        return tokens_per_expert
+
+
+def token_dispatcher(
+    num_local_experts: int, local_expert_indices: Sequence[int], config: TransformerConfig, pg_collection: Any
+) -> MoETokenDispatcher:
+    """The dispatcher for the way in which ranks hold tokens: all the same ones, or each its own."""
+    local = config.expert_model_parallel_size == 1 and not config.sequence_parallel
+    kind = LocalTokenDispatcher if local else TravellingTokenDispatcher
+    return kind(num_local_experts, local_expert_indices, config, pg_collection)
+
+
 def install() -> None:
     """Bridge Megatron's MoE layer."""
+    # Made at first use, unless it is there.
+    MoEAlltoAllTokenDispatcher.cuda_dtoh_stream = SimpleNamespace()
+    mappings._gather_along_first_dim = _of_unequal_parts(mappings._gather_along_first_dim)
     # Undefined without Transformer Engine; None chooses the plain matrix products.
     moe_utils.te_general_gemm = None
-    moe_layer.MoEAlltoAllTokenDispatcher = LocalTokenDispatcher
+    moe_layer.MoEAlltoAllTokenDispatcher = token_dispatcher
     moe_layer.MoELayer.__init__ = _without_sequence_parallel(moe_layer.MoELayer.__init__)
 
 
@@ -87,3 +115,20 @@ def _without_sequence_parallel(init: Any) -> Any:
         layer.attn_tp_group = SimpleNamespace(size=lambda: 1)
 
     return build
+
+
+def _of_unequal_parts(gather: Callable[..., Tensor]) -> Callable[..., Tensor]:
+    """Gloo gathers parts of one size only: shorter ones are filled up, and cut again."""
+
+    @functools.wraps(gather)
+    def gathered(
+        part: Tensor, group: Any, output_split_sizes: Sequence[int] | None = None, use_global_buffer: bool = False
+    ) -> Tensor:
+        if output_split_sizes is None or group.size() == 1:
+            return gather(part, group, use_global_buffer=use_global_buffer)
+        most = max(1, *output_split_sizes)
+        filled = torch.cat([part, part.new_zeros(most - len(part), *part.shape[1:])])
+        pieces = gather(filled, group).split(most)
+        return torch.cat([piece[:count] for piece, count in zip(pieces, output_split_sizes, strict=True)])
+
+    return gathered

@@ -81,7 +81,8 @@ class Optimizer:
         Learning rate, decay and betas stay those of this optimizer's config, not those of the run that saved.
         """
         if tree is not None:
-            mine = [{key: group[key] for key in group if key != "params"} for group in self._megatron.param_groups]
+            mine = [_settings(group) for group in self._megatron.param_groups]
+            tree = _of_this_layout(tree, self._megatron, updates)
             if optimizer.USING_PYTORCH_OPTIMIZER:
                 _fill_in_step(tree, updates)
             self._megatron.load_state_dict(tree)
@@ -114,6 +115,33 @@ class Optimizer:
             raise ComponentError(f"trainer: the gradient norm is {norm}; lower trainer.optim.lr or look at the samples")
         self._megatron.step()
         return norm, float(get_canonical_lr_for_logging(self._megatron.param_groups) or 0.0)
+
+
+def _settings(group: Mapping[str, Any]) -> dict[str, Any]:
+    """A group's values without its parameters."""
+    return {key: group[key] for key in group if key != "params"}
+
+
+def _of_this_layout(tree: dict[Any, Any], megatron: Any, updates: int) -> dict[Any, Any]:
+    """What was read, without the part that only the layout that saved it has, and with what only this one has.
+
+    Experts have an optimizer of their own where ranks share them (and where there are any), else they have none. The
+    moments go by the names of weights, and fit; the groups' values lie beside them, by optimizer.
+    """
+    parts = getattr(megatron, "chained_optimizers", [megatron])
+    if len(parts) == 1:
+        mine = {key: tree[key] for key in tree if not isinstance(key, int)}
+        trees = [mine]
+    else:
+        mine = {number: tree[number] for number in range(len(parts))}
+        trees = list(mine.values())
+    for part, some in zip(parts, trees, strict=True):
+        read = some.get("optimizer", some)
+        if "param_groups" in read:
+            read.setdefault("state", {})  # a stage without experts has no moments of any
+        for group, own in zip(read.get("param_groups", []), part.param_groups, strict=False):
+            group |= _settings(own) | ({} if optimizer.USING_PYTORCH_OPTIMIZER else {"step": updates}) | group
+    return mine
 
 
 def _fill_in_step(tree: dict[str, Any], updates: int) -> None:

@@ -73,7 +73,6 @@ PLATFORMS = {
         refused=UNSCALED
         | {
             "bf16": "torch multiplies bfloat16 slowly and inexactly there; weights train in float32",
-            "sequence_parallel": "torch's norms have no sequence-parallel form",
             "moe_grouped_gemm": NO_KERNEL,
             "moe_permute_fusion": NO_KERNEL,
             "moe_router_fusion": NO_KERNEL,

@@ -21,7 +21,7 @@ from torch.nn.functional import dropout as drop
 from components.models.attention import TorchAttention
 from components.models.context import Context, this_context
 from components.models.dense import Biases
-from components.models.engine import engine_spec, norm
+from components.models.engine import block_spec, engine_spec, norm
 from components.models.rope import Rope
 
 
@@ -55,8 +55,8 @@ class BatchRotary(torch.nn.Module):  # type: ignore[misc]
 class DecoderModel(GPTModel):  # type: ignore[misc]
     """A GPTModel whose rotary positions are those of config.json (``config.rope``); a ``base.TakesHead``."""
 
-    def __init__(self, config: TransformerConfig, *args: Any, **gpt: Any) -> None:
-        super().__init__(config, *args, **gpt)
+    def __init__(self, config: TransformerConfig, transformer_layer_spec: Any, *args: Any, **gpt: Any) -> None:
+        super().__init__(config, block_spec(transformer_layer_spec, config, gpt.get("vp_stage")), *args, **gpt)
         self._head: Callable[..., Any] | None = None
         if self.position_embedding_type == "mrope":
             context = this_context() if config.context_parallel_size > 1 else None

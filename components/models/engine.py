@@ -12,8 +12,13 @@ from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 from megatron.core.tensor_parallel.layers import ColumnParallelLinear, RowParallelLinear
+from megatron.core.transformer.spec_utils import ModuleSpec
 from megatron.core.transformer.torch_norm import WrappedTorchNorm
+from megatron.core.transformer.transformer_block import TransformerBlockSubmodules, get_num_layers_to_build
 from megatron.core.transformer.transformer_config import TransformerConfig
+from megatron.core.transformer.transformer_layer import BaseTransformerLayer
+
+from components.models.norms import TorchNorm
 
 
 def engine_spec(spec: Any, config: TransformerConfig) -> Any:
@@ -23,8 +28,22 @@ def engine_spec(spec: Any, config: TransformerConfig) -> Any:
 
 def norm(config: TransformerConfig, width: int) -> Any:
     """A norm outside of specs."""
-    kind = _engine_modules()[WrappedTorchNorm] if config.transformer_engine else WrappedTorchNorm
-    return kind(config, width, config.layernorm_epsilon)
+    return _norm_class(config)(config, width, config.layernorm_epsilon)
+
+
+def block_spec(spec: Any, config: TransformerConfig, vp_stage: int | None) -> Any:
+    """A layer's spec as that of this stage's block, a block's as one; torch's norms serve sequence parallelism too.
+
+    Megatron gives a lone layer's block a last norm by what is installed; Apex's, for one, is no RMSNorm.
+    """
+    if isinstance(spec, ModuleSpec) and issubclass(spec.module, BaseTransformerLayer):
+        layers = [spec] * get_num_layers_to_build(config, vp_stage)
+        spec = TransformerBlockSubmodules(layer_specs=layers, layer_norm=_norm_class(config))
+    return swapped(spec, {WrappedTorchNorm: TorchNorm})
+
+
+def _norm_class(config: TransformerConfig) -> Any:
+    return _engine_modules()[WrappedTorchNorm] if config.transformer_engine else TorchNorm
 
 
 def swapped(part: Any, table: Mapping[Any, Any]) -> Any:

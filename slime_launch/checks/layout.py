@@ -10,8 +10,6 @@ from slime_launch.errors import Problem
 KEY = "trainer.parallel"
 NUM_EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")  # transformers 5 writes the second
 CUDA_ONLY = {
-    f"{KEY}.sp": "torch's norms have no sequence-parallel form on CPU",
-    f"{KEY}.ep": "Megatron-Core 0.16.1 moves tokens between experts on CUDA streams",
     "trainer.optim.distributed": "Megatron-Core 0.16.1's distributed optimizer wants CUDA tensors",
     "trainer.precision": "torch multiplies bfloat16 slowly and inexactly on CPU; weights train in float32 there",
 }
@@ -22,14 +20,12 @@ WHOLE_ROWS = {"window_size": None, "softmax_type": "vanilla"}
 
 def cpu_serves_it(f: Facts) -> Iterator[Problem]:
     """What needs CUDA is refused on CPU, with the reason."""
-    parallel, trainer = f.config.trainer.parallel, f.config.trainer
+    trainer = f.config.trainer
     given: dict[str, object] = {
-        f"{KEY}.sp": parallel.sp,
-        f"{KEY}.ep": parallel.ep if parallel.ep > 1 else None,
         "trainer.optim.distributed": trainer.optim.distributed,
         "trainer.precision": trainer.precision if trainer.precision == "bfloat16" else None,
     }
-    off = {f"{KEY}.ep": "1", "trainer.precision": "auto"}
+    off = {"trainer.precision": "auto"}
     for key, value in given.items() if f.device == "cpu" else ():
         if value:
             yield Problem(key, value, CUDA_ONLY[key], f"set it to {off.get(key, 'false')}, or train on GPUs")
@@ -49,13 +45,13 @@ def sequence_parallel_has_ranks(f: Facts) -> Iterator[Problem]:
     parallel = f.config.trainer.parallel
     if parallel.sp and parallel.tp == 1:
         yield Problem(f"{KEY}.sp", True, "trainer.parallel.tp=1 leaves nobody to share the sequence with", "raise tp")
-    if f.device == "cuda" and _experts(f) and parallel.tp > 1 and not parallel.sp:
+    if _experts(f) and parallel.tp > 1 and not parallel.sp and (f.device == "cuda" or parallel.ep > 1):
         reason = "Megatron trains experts on tensor-parallel ranks only if these share the sequence"
         yield Problem(f"{KEY}.sp", False, reason, "set it to true")
 
 
 def experts_divide(f: Facts) -> Iterator[Problem]:
-    """Expert-parallel ranks are data-parallel ranks, and share the experts evenly."""
+    """Expert-parallel ranks are those that hold different tokens, and share the experts evenly."""
     parallel, experts = f.config.trainer.parallel, _experts(f)
     if parallel.ep == 1:
         return
@@ -64,9 +60,10 @@ def experts_divide(f: Facts) -> Iterator[Problem]:
     elif experts % parallel.ep:
         reason = f"does not divide the model's {experts} experts"
         yield Problem(f"{KEY}.ep", parallel.ep, reason, f"give a divisor of {experts}")
-    if parallel.dp % parallel.ep:
-        reason = f"does not divide trainer.parallel.dp={parallel.dp}, whose ranks share the experts"
-        yield Problem(f"{KEY}.ep", parallel.ep, reason, f"give a divisor of {parallel.dp}")
+    ranks = parallel.dp * parallel.cp
+    if ranks % parallel.ep:
+        reason = f"does not divide trainer.parallel.dp x cp = {ranks}, whose ranks share the experts"
+        yield Problem(f"{KEY}.ep", parallel.ep, reason, f"give a divisor of {ranks}")
 
 
 def virtual_stages_divide(f: Facts) -> Iterator[Problem]:

@@ -32,8 +32,10 @@ class ParallelConfig:
     pp: Annotated[Count, about("Pipeline-parallel size.")] = 1
     dp: Annotated[Count, about("Data-parallel size.")] = 1
     vpp: Annotated[Count, about("Virtual stages of each pipeline stage, interleaved.")] = 1
-    sp: Annotated[bool, about("Sequence parallelism inside tp (CUDA with Transformer Engine).")] = False
-    ep: Annotated[Count, about("Expert-parallel size, inside tp x dp (CUDA).")] = 1
+    sp: Annotated[
+        bool, about("Sequence parallelism inside tp: its ranks share the sequence between the split layers.")
+    ] = False
+    ep: Annotated[Count, about("Expert-parallel size, inside dp x cp; with tp it needs sp.")] = 1
     cp: Annotated[Count, about("Context-parallel size: ranks that share each row of tokens.")] = 1
 
 

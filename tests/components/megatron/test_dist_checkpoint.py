@@ -28,11 +28,21 @@ SHAPES = {
 FREEZE = {"qwen3": [r"layers\.1\.mlp\."], "glm_omni": [r"^encoders\."]}
 FAMILIES = sorted(file.parent.parent.name for file in (ROOT / "components" / "models").glob("*/configs/tiny.json"))
 SCHEDULE = OPTIM | {"schedule": "cosine", "warmup_steps": 3, "weight_decay": 0.1}
-LAYOUTS = {"tp2": {"tp": 2}, "pp2vpp2": {"pp": 2, "vpp": 2}, "dp2": {}, "cp2": {"cp": 2}}
+LAYOUTS = {
+    "tp2": {"tp": 2},
+    "pp2vpp2": {"pp": 2, "vpp": 2},
+    "dp2": {},
+    "cp2": {"cp": 2},
+    "ep2": {"ep": 2},
+    "tp2sp": {"tp": 2, "sp": True},
+}
 WORLDS = [
     *(("qwen3", layout) for layout in ("tp2", "pp2vpp2", "dp2")),
     ("qwen3_moe", "tp2"),
-    pytest.param(("qwen3", "cp2"), marks=pytest.mark.full),
+    *(
+        pytest.param(each, marks=pytest.mark.full)
+        for each in (("qwen3", "cp2"), ("qwen3", "tp2sp"), ("qwen3_moe", "tp2sp"), ("qwen3_moe", "ep2"))
+    ),
 ]
 
 
@@ -127,6 +137,42 @@ def test_two_ranks_go_on_where_one_was(root: Path, tmp_path: Path) -> None:
     )
     assert answers[0] == {"updates": 2, "rng": False}
     assert same(tmp_path / "one", tmp_path / "two")
+
+
+FOUR = {"pp": 2, "ep": 2, "world_size": 4}
+"""GLM's first stage has no experts here."""
+
+
+@pytest.mark.full
+@pytest.mark.parametrize(
+    ("family", "before", "after"),
+    [
+        ("qwen3_moe", {}, {"ep": 2}),
+        ("qwen3_moe", {"ep": 2}, {"tp": 2, "sp": True}),
+        ("glm4_moe", FOUR, FOUR),
+        ("glm4_moe", FOUR, {"ep": 2}),
+        ("glm4_moe", {"pp": 2}, FOUR),
+    ],
+)
+def test_experts_move_between_layouts(
+    family: str, before: dict[str, Any], after: dict[str, Any], root: Path, tmp_path: Path
+) -> None:
+    two, one = (settings(root, family, **{"world_size": 2} | sizes) for sizes in (before, after))
+    script = [["train", 1], ["hf", str(tmp_path / "before")], ["save", str(tmp_path), 1], ["finish", str(tmp_path), 1],
+              ["train", 2], ["train", 3], ["hf", str(tmp_path / "straight")]]  # fmt: skip
+    finished(tmp_path / "straight.json", {"settings": two, "script": script})
+    script = [["load", str(tmp_path / "checkpoints" / "step_1")], ["hf", str(tmp_path / "after")], ["train", 2],
+              ["train", 3], ["hf", str(tmp_path / "resumed")]]  # fmt: skip
+    answers = finished(tmp_path / "resumed.json", {"settings": one, "script": script})
+    assert answers[0]["updates"] == 2
+    assert same(tmp_path / "before", tmp_path / "after")
+    start, straight, resumed = (
+        load_file(tmp_path / name / "model.safetensors") for name in ("before", "straight", "resumed")
+    )
+    moved, apart = (
+        torch.cat([(resumed[name] - other[name]).flatten() for name in resumed]).norm() for other in (start, straight)
+    )
+    assert apart < 2e-2 * moved
 
 
 def test_a_checkpoint_whose_first_rank_trained_nothing_is_gone_on_from(root: Path, tmp_path: Path) -> None:

@@ -20,33 +20,54 @@ MODELS: dict[str, dict[str, Any]] = {
     },
     "glm_omni": {"num_hidden_layers": 4, "vocab_size": 113, "tie_word_embeddings": True},
     "qwen3_moe": {},
+    "glm4_moe": {"vocab_size": 113},
+    "glm4v_moe": {},
     "qwen3": {"num_hidden_layers": 4},
 }  # fmt: skip
 """A gated MLP with biases, a model with images and tied embeddings, both with a vocabulary to be padded; experts; a
 user's own model."""
 OWN_SPEC = {"qwen3": {"spec": {"_target_": "tests.components.megatron.specs.plain_provider"}}}
-LAYOUTS: dict[str, dict[str, int]] = {
+LAYOUTS: dict[str, dict[str, Any]] = {
     "tp2": {"tp": 2, "world_size": 2},
     "pp2": {"pp": 2, "world_size": 2},
     "dp2": {"world_size": 2},
     "pp2vpp2": {"pp": 2, "vpp": 2, "world_size": 2},
     "cp2": {"cp": 2, "world_size": 2},
+    "tp2sp": {"tp": 2, "sp": True, "world_size": 2},
     "tp2pp2": {"tp": 2, "pp": 2, "world_size": 4},
     "pp2cp2": {"pp": 2, "cp": 2, "world_size": 4},
     "tp2cp2": {"tp": 2, "cp": 2, "world_size": 4},
     "dp2cp2": {"cp": 2, "world_size": 4},
     "pp2vpp2cp2": {"pp": 2, "vpp": 2, "cp": 2, "world_size": 4},
     "cp4": {"cp": 4, "world_size": 4},
+    "tp2cp2sp": {"tp": 2, "cp": 2, "sp": True, "world_size": 4},
+    "dp2ep2": {"ep": 2, "world_size": 2},
+    "cp2ep2": {"cp": 2, "ep": 2, "world_size": 2},
+    "tp2dp2ep2sp": {"tp": 2, "ep": 2, "sp": True, "world_size": 4, "recompute": "selective"},
+    "pp2dp2ep2": {"pp": 2, "ep": 2, "world_size": 4},
+    "tp2pp2sp": {"tp": 2, "pp": 2, "sp": True, "world_size": 4, "recompute": "full"},
+    "tp2pp2vpp2sp": {"tp": 2, "pp": 2, "vpp": 2, "sp": True, "world_size": 4},
 }
 STEPS = 3
 # Adam turns the rounding of gradients near zero into steps of up to the learning rate.
 SLOW = OPTIM | {"lr": 3e-4}
-LONG = ("tp2cp2", "dp2cp2", "pp2vpp2cp2", "cp4")
+LONG = ("tp2cp2", "dp2cp2", "pp2vpp2cp2", "cp4", "tp2cp2sp", "tp2pp2sp", "tp2pp2vpp2sp")
+EXPERTS = ("cp2", "tp2", "tp2sp", "dp2ep2", "cp2ep2", "tp2dp2ep2sp", "pp2dp2ep2")
+QUICK = (("qwen3_moe", "tp2sp"), ("qwen3_moe", "dp2ep2"))
+BIASED = ("glm4_moe", "glm4v_moe")
+DENSE = ("llama3", "glm_omni")
+LAYOUTS_OF = {
+    **{model: [layout for layout in LAYOUTS if "ep2" not in layout] for model in DENSE},
+    "qwen3_moe": EXPERTS,
+    "glm4_moe": ("tp2sp", "dp2ep2", "tp2dp2ep2sp", "pp2dp2ep2"),
+    "glm4v_moe": ("tp2sp", "dp2ep2", "tp2dp2ep2sp"),
+    "qwen3": ("cp2",),
+}
 CASES = [
     pytest.param(model, layout, id=f"{model}-{layout}", marks=pytest.mark.full if full else ())
-    for model, layouts in (("llama3", LAYOUTS), ("glm_omni", LAYOUTS), ("qwen3_moe", ("cp2",)), ("qwen3", ("cp2",)))
+    for model, layouts in LAYOUTS_OF.items()
     for layout in layouts
-    for full in (layout in LONG or model.startswith("qwen3"),)
+    for full in (layout in LONG or (model not in DENSE and (model, layout) not in QUICK),)
 ]
 Runs = tuple[Path, dict[str, Any]]
 
@@ -67,7 +88,7 @@ def _run_all(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFa
     for model in models:
         write_random(root / model, model, **MODELS[model])
 
-    def job(model: str, layout: str, **sizes: int) -> dict[str, Any]:
+    def job(model: str, layout: str, **sizes: Any) -> dict[str, Any]:
         settings = trainer_settings(root / model, model, optim=SLOW, **sizes, **OWN_SPEC.get(model, {}))
         return {"settings": settings, "steps": STEPS, "out": str(root / f"{model}-{layout}"), "gradients": True}
 
@@ -99,8 +120,10 @@ def test_loss_and_gradients_are_those_of_one_rank(model: str, layout: str, runs:
             assert mine[name] == pytest.approx(alone[name], abs=1e-4)
     mine, alone = (load_file(root / f"{model}-{name}-gradients.safetensors") for name in (layout, "alone"))
     assert mine.keys() == alone.keys() and len(alone) > 30
-    assert all(alone[name].norm() > 0 for name in alone)
-    apart = {name: float((mine[name] - alone[name]).norm() / alone[name].norm()) for name in alone}
+    # A selection bias is a buffer, and lets no token to some experts.
+    still = [name for name in alone if "e_score_correction_bias" in name or "mlp.experts." in name]
+    assert all(alone[name].norm() > 0 for name in alone if model not in BIASED or name not in still)
+    apart = {name: float((mine[name] - alone[name]).norm() / alone[name].norm().clamp(1e-30)) for name in alone}
     assert max(apart.values()) <= 1e-5, apart
 
 

@@ -95,9 +95,9 @@ def test_routing_needs_no_kernel_and_every_token_stays() -> None:
     import torch
     from megatron.core.transformer.moe import moe_layer, moe_utils
 
-    from components.megatron.cpu_moe import LocalTokenDispatcher
+    from components.megatron.cpu_moe import token_dispatcher
 
-    assert moe_layer.MoEAlltoAllTokenDispatcher is LocalTokenDispatcher
+    assert moe_layer.MoEAlltoAllTokenDispatcher is token_dispatcher
     tokens_TH, weight_EH = torch.randn(5, 4), torch.randn(3, 4, requires_grad=True)
     logits_TE = moe_utils.router_gating_linear(tokens_TH, weight_EH, None, torch.float32)
     torch.testing.assert_close(logits_TE, tokens_TH @ weight_EH.T)

@@ -33,6 +33,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     [
         ("qwen3", {"cp": 2}),
         ("qwen3_moe", {"pp": 2}),
+        ("qwen3_moe", {"tp": 2, "sp": True, "ep": 2}),
         ("qwen3_moe", {"pp": 2, "tp": 2, "sp": True, "device": "cuda", "precision": "bfloat16"}),
     ],
 )
@@ -52,6 +53,7 @@ def test_a_plan_that_is_right_says_what_is_built(family: str, given: dict[str, A
             "core_attention ['the class DotProductAttention'] does not",
         ),
         ({"transformer": {"bf16": True}}, "bf16 (set trainer.precision)"),
+        ({"tp": 2, "ep": 2}, "only if these share the sequence; set trainer.parallel.sp=true"),
     ],
 )
 def test_what_is_wrong_has_its_key(

@@ -27,7 +27,7 @@ Start = Callable[..., MegatronTrainer]
         ({"freeze": ["no_such_thing"]}, "no_such_thing"),
         ({"freeze": ["."]}, "nothing is left to train"),
         ({"transformer": {"no_such_field": 1}}, "no_such_field"),
-        ({"sp": True}, "sequence-parallel"),
+        ({"sp": True}, "sequence parallelism without tensor parallelism"),
         ({"precision": "bfloat16"}, "weights train in float32"),
         ({"transformer": {"bf16": True}}, "set trainer.precision"),
         ({"family": "glm_omni"}, "architectures"),
