@@ -12,12 +12,13 @@ if TYPE_CHECKING:
     from components.megatron.batches import Batcher
     from components.megatron.build import Built
     from components.megatron.config import ModelConfig
-    from components.megatron.trainer import MegatronTrainer, Parts
+    from components.megatron.parts import Parts
+    from components.megatron.trainer import MegatronTrainer
 
 
 def build_parts(trainer: MegatronTrainer) -> Parts:
     """Collective. Join the world, build, load, freeze and wrap the model, make its optimizer."""
-    from components.megatron.trainer import Parts
+    from components.megatron.parts import Parts
 
     platform = trainer.platform
     checkpoint = Checkpoint(trainer.hf_checkpoint)

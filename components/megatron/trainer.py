@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -16,29 +15,11 @@ from slime_launch.manifest import Manifest
 from slime_launch.types import Metrics, Sample
 
 if TYPE_CHECKING:
-    from components.megatron.batches import Batcher
-    from components.megatron.checkpoint import Checkpoint
     from components.megatron.dist_checkpoint import Writing
-    from components.megatron.optim import Optimizer
-    from components.megatron.step import Stepper
-    from components.megatron.weights import WeightMap
-    from slime_launch.interfaces import Algorithm
+    from components.megatron.parts import Parts
 
 
 ROLES = ("actor", "critic")
-
-
-@dataclass(frozen=True)
-class Parts:
-    """What ``start`` builds and the other calls use; chunks: the wrapped model, one a virtual pipeline stage."""
-
-    checkpoint: Checkpoint
-    algorithm: Algorithm
-    chunks: list[Any]
-    weights: WeightMap
-    optimizer: Optimizer
-    batcher: Batcher
-    stepper: Stepper
 
 
 class MegatronTrainer:

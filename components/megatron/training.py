@@ -17,7 +17,7 @@ from slime_launch.errors import ComponentError, LogprobGapError
 from slime_launch.types import Metrics, Sample
 
 if TYPE_CHECKING:
-    from components.megatron.trainer import Parts
+    from components.megatron.parts import Parts
 
 
 def train(parts: Parts, step: int, samples: Sequence[Sample], num_minibatches: int, max_logprob_gap: float) -> Metrics:
