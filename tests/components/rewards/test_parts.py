@@ -54,7 +54,14 @@ def test_bad_pattern_is_refused(part, pattern, says):
         part(pattern)
 
 
-def test_reasoning_gym_scores_with_the_tasks_own_scorer():
+@pytest.fixture
+def gym():
+    made = ReasoningGymScore(time_s=60.0, workers=1)
+    yield made
+    asyncio.run(made.close())
+
+
+def test_reasoning_gym_scores_with_the_tasks_own_scorer(gym):
     source = ReasoningGym("spell_backward", 1, 1, 0, {"min_word_len": 4, "max_word_len": 4})
     prompt = source.take(1)[0]
     wrong_last = prompt.label[:-1] + ("a" if prompt.label[-1] != "a" else "b")
@@ -62,12 +69,12 @@ def test_reasoning_gym_scores_with_the_tasks_own_scorer():
         sample(text, label=prompt.label, metadata=prompt.metadata)
         for text in (prompt.completion, f"[{wrong_last}]", prompt.label)
     ]
-    assert score(ReasoningGymScore(), *samples) == [1.0, 0.75, 0.0]
+    assert [asyncio.run(gym.score_one(one)) for one in samples] == [1.0, 0.75, 0.0]
 
 
 def test_reasoning_gym_refuses_other_sources():
     with pytest.raises(ComponentError, match=r"source digits .*Exact"):
-        score(ReasoningGymScore(), sample("[7]"))
+        asyncio.run(ReasoningGymScore().score_one(sample("[7]")))
 
 
 def of_length(tokens, response="[7]", index=0):
