@@ -119,6 +119,9 @@ def test_f1_within_a_pattern_and_with_bad_references():
         ("**Answer:** A", "A"), ("The answer is A. No: the answer is B.", "B"),
         (r"The answer is A, so \boxed{C}", "C"), (r"\boxed{\text{B}}", "B"), (r"\boxed{(D)}", "D"),
         ("A cat sat", None), ("the answer is a's", None), ("The answer is unclear", None), ("E", None), ("", None),
+        ("The answer is a mystery to me, I cannot say.", None), ("Answer: B. But my answer is a guess.", "B"),
+        ("the answer is a.", "A"), ("The answer is (a), not b", "A"), ("the answer is **a**\nsince", "A"),
+        ("answer: a  \nsince", "A"), ("the answer is b since a is wrong", "B"), ("The answer is A since", "A"),
         ("The answer is Cat", None), (r"\boxed{Dog}", None), ("A or B", None),
     ],
 )  # fmt: skip
