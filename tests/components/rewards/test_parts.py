@@ -157,8 +157,21 @@ def test_rewards_that_compare_a_group():
     def group(reward, *samples):
         return asyncio.run(reward.score_group(samples))
 
-    assert group(GroupLength(), *map(of_length, (4, 2, 6))) == [0.0, 0.5, -0.5]
-    assert group(GroupLength(), of_length(4), of_length(4)) == [0.0, 0.0]
+    assert group(GroupLength(), *(of_length(n, index=n) for n in (4, 2, 6))) == [0.0, 0.5, -0.5]
+    assert group(GroupLength(), of_length(4), of_length(4, index=1)) == [0.0, 0.0]
     answers = [of_length(1, text, index) for index, text in enumerate(["[7]", "[8]", " [7]", "none"])]
     assert group(Distinct(), *answers) == [2 / 3, 1.0, 2 / 3, 1.0]
     assert group(Distinct(), answers[0]) == [1.0]
+
+
+def test_a_rollout_of_several_samples_is_one_member_of_its_group():
+    """By its last sample; all of its samples get its score."""
+
+    def group(reward, *samples):
+        return asyncio.run(reward.score_group(samples))
+
+    parts = [of_length(1, "[7]", 0), of_length(9, "none", 0), of_length(4, "[7]", 0)]
+    assert group(Distinct(), *parts, of_length(2, "[8]", 1)) == [1.0] * 4
+    assert group(Distinct(), *parts, of_length(2, "[7]", 1)) == [0.0] * 4
+    assert group(Distinct(), *parts) == [1.0] * 3
+    assert group(GroupLength(), *parts, of_length(2, "[8]", 1)) == [-0.5, -0.5, -0.5, 0.5]
