@@ -32,6 +32,8 @@ class Code:
     - ``{"call": "name" or "Class.method", "args": [...], "kwargs": {...}, "result": value}``: the code defines it; what
       it returns is compared as JSON, numbers within 1e-6 of each other.
 
+    Fields that are null, but for the result of a call, count as absent: files with a column each fill them in so.
+
     Each test runs in a ``Sandbox`` of its own. What is expected never goes there: the code can fake an output, which
     is what it is asked for, but not a reward.
 
@@ -127,12 +129,18 @@ def _tests(sample: Sample) -> list[_Test]:
 
 def _test(test: object, where: str) -> _Test:
     if isinstance(test, Mapping):
-        match dict(test):
+        match _given(test):
             case {"stdin": str(stdin), "stdout": str(stdout), **rest} if not rest:
                 return _Test("main.py", stdin, stdout)
             case {"call": str(name), "result": result, **rest} if rest.keys() <= {"args", "kwargs"}:
                 return _Test("caller.py", json.dumps({"call": name, **rest}), result)
     raise ComponentError(f"{where} is neither {{stdin, stdout}} nor {{call, args, kwargs, result}}: {test!r:.200}")
+
+
+def _given(test: Mapping[str, Any]) -> dict[str, Any]:
+    """Without what is null: a parquet file fills in absent fields so. A call may be expected to return null."""
+    kept = {"result"} if test.get("call") is not None else set()
+    return {name: value for name, value in test.items() if value is not None or name in kept}
 
 
 def _passes(test: _Test, run: Run) -> bool:

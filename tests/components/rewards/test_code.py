@@ -2,6 +2,7 @@
 
 import asyncio
 
+import pyarrow as pa
 import pytest
 
 from components.rewards.code import Code, _same
@@ -78,6 +79,16 @@ def test_endless_code_ends_no_run(monkeypatch):
     monkeypatch.setattr(module, "_SPARE_S", 0.0)
     tests = [{"stdin": "", "stdout": "x"}] * 20
     assert scores([written("while True: pass", tests)], time_s=0.1) == [0.0]
+
+
+def test_tests_of_both_kinds_come_from_one_table():
+    """Arrow gives every row all columns, with null where there was nothing."""
+    rows = [{"stdin": "3\n", "stdout": "4711\n"}, {"call": "f", "args": [3], "result": 4711}]
+    table = [[row] for row in pa.array(rows).to_pylist()]
+    assert table[0][0].keys() == {"stdin", "stdout", "call", "args", "result"}
+    code = "def f(x): return x + 4708\nif __name__ == '__main__': print(f(int(input())))"
+    nothing = [{"call": "f", "args": [3], "kwargs": None, "result": None, "stdin": None}]
+    assert scores([*(written(code, tests) for tests in table), written("def f(x): pass", nothing)]) == [1.0] * 3
 
 
 def test_no_code_gives_itself_a_point():
