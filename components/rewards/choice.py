@@ -16,7 +16,8 @@ class Choice:
     letters: those to choose from, e.g. ABCD.
     pattern: one group, around the letter, which the whole response must match. Null looks for the last
         ``\\boxed{C}``; without one for the last "answer is C" or "answer: C", brackets, bold type and quotes allowed
-        around the letter; without one the response must be the letter alone, so wrapped or with a full stop behind it.
+        around the letter, an "a" only where the clause ends; without one the response must be the letter alone, so
+        wrapped or with a full stop behind it.
     """
 
     def __init__(self, letters: str = "ABCD", pattern: str | None = None) -> None:
@@ -54,8 +55,9 @@ class Choice:
 def _ways(letters: str) -> tuple[re.Pattern[str], ...]:
     # possessive (*+): a long run of spaces or stars must not be split in every way between two places of it
     around, letter = r"[\s(\[{*\"'`$]*+", rf"([{letters}])"
+    no_article = r"(?!(?-i:a)(?![)\]}*\"`$.,;:!]|[^\S\n]*+(?:\n|\Z)))"  # "is a guess" settles on nothing
     return (
         re.compile(rf"\\boxed\{{\s*+(?:\\text\{{)?{around}{letter}\b", re.IGNORECASE),
-        re.compile(rf"\banswer\b{around}(?:is\b|:){around}:?{around}{letter}\b(?!')", re.IGNORECASE),
+        re.compile(rf"\banswer\b{around}(?:is\b|:){around}:?{around}{no_article}{letter}\b(?!')", re.IGNORECASE),
         re.compile(rf"\A{around}{letter}[\s)\]}}*\"'`$.]*\Z", re.IGNORECASE),
     )

@@ -55,6 +55,16 @@ def z_scores(samples: Sequence[Sample], scores: Sequence[float]) -> list[float]:
     return [difference / (std + STD_FLOOR) for difference, std in centred]
 
 
+def last_parts(samples: Sequence[Sample]) -> dict[tuple[int, int], Sample]:
+    """Each rollout's last sample by (group, index): a rollout of several samples is one member of its group."""
+    last: dict[tuple[int, int], Sample] = {}
+    for sample in samples:
+        key = (sample.group, sample.index)
+        if key not in last or sample.part >= last[key].part:
+            last[key] = sample
+    return last
+
+
 def _mean_std(values: Sequence[float]) -> tuple[float, float]:
     mean = math.fsum(values) / len(values)
     variance = math.fsum((value - mean) ** 2 for value in values) / max(1, len(values) - 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from components.rewards.combine import last_parts
 from slime_launch.errors import ComponentError
 from slime_launch.types import Sample
 
@@ -33,12 +34,14 @@ class GroupLength:
     equally long.
 
     The length reward of Kimi k1.5 (arXiv:2501.12599, section 2.3.3) for right answers; let a right answer be the gate.
+    A rollout of several samples is as long as its last one, and all of them get its score.
     """
 
     async def score_group(self, samples: Sequence[Sample]) -> list[float]:
         """One score a sample of one group."""
-        lengths = [len(sample.response_ids) for sample in samples]
-        shortest, longest = min(lengths), max(lengths)
+        lengths = {key: len(last.response_ids) for key, last in last_parts(samples).items()}
+        shortest, longest = min(lengths.values()), max(lengths.values())
         if shortest == longest:
-            return [0.0] * len(lengths)
-        return [0.5 - (length - shortest) / (longest - shortest) for length in lengths]
+            return [0.0] * len(samples)
+        own = [lengths[sample.group, sample.index] for sample in samples]
+        return [0.5 - (length - shortest) / (longest - shortest) for length in own]

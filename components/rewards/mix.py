@@ -60,7 +60,12 @@ class Mix:
                     stack.push_async_callback(part.reward.close)
 
     def unserved(self, sources: Sequence[str]) -> list[str]:
-        """The data sources among these whose samples no part scores, sorted."""
+        """The data sources among these whose samples no part scores, sorted.
+
+        Raises ComponentError, naming the part, where one that scores them may not.
+        """
+        for part in self._parts.values():
+            part.refuse([source for source in sources if part.config.serves(source)])
         return sorted({source for source in sources if not any(p.config.serves(source) for p in self._parts.values())})
 
     def counts(self) -> Metrics:

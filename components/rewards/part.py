@@ -6,7 +6,7 @@ import asyncio
 import math
 from collections import Counter
 from collections.abc import Awaitable, Callable, Coroutine, Iterable, Mapping, Sequence
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import stamina
 
@@ -29,6 +29,14 @@ class NonsenseError(ComponentError):
     """A reward answered, and the answer is not one finite number a sample."""
 
 
+@runtime_checkable
+class Refuses(Protocol):
+    """A reward that must not score the samples of some data sources."""
+
+    def refuse(self, sources: Sequence[str]) -> None:
+        """Raise ComponentError where there is one among these, saying why and what to do."""
+
+
 class Part:
     """A reward with its mixer settings.
 
@@ -41,6 +49,15 @@ class Part:
         self._lane = PerLoop(lambda: asyncio.Semaphore(concurrency))
         self.counts: Counter[str] = Counter()
         self._call, self._cut = _way(reward)
+        self.refuse(config.sources or ())
+
+    def refuse(self, sources: Sequence[str]) -> None:
+        """Raise ComponentError, naming the part, where its reward must not score samples of one of these."""
+        if isinstance(self.reward, Refuses):
+            try:
+                self.reward.refuse(sources)
+            except ComponentError as error:
+                raise ComponentError(f"reward.parts.{self.name}: {error}") from error
 
     async def scores(self, samples: Sequence[Sample]) -> list[float | None]:
         """One score a sample that it serves, finite; None where the sample is to be dropped.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from math import comb
+from math import comb, fsum
 
 from slime_launch.types import Sample
 
@@ -37,8 +37,8 @@ def by_group(values: dict[Key, float]) -> dict[int, list[float]]:
 
 
 def mean(values: Sequence[float]) -> float:
-    """The mean of at least one value."""
-    return sum(values) / len(values)
+    """The mean of at least one value; of equal values that value itself, which sum / n need not be."""
+    return values[0] if min(values) == max(values) else fsum(values) / len(values)
 
 
 def pass_at(k: int, n: int, passed: int) -> float:

@@ -9,7 +9,7 @@ import os
 import subprocess
 import sys
 import sysconfig
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from functools import lru_cache
 from pathlib import Path
@@ -23,10 +23,13 @@ _ROOT = str(Path(__file__).resolve().parents[3])
 _SUPERVISOR = "import sys; sys.path.insert(0, sys.argv[1]); from components.rewards.sandbox.jail import main; main()"
 _LIBRARIES = ("/lib", "/lib32", "/lib64", "/usr/lib", "/usr/lib64", "/etc/ld.so.cache")
 _OLDEST_KERNEL = (5, 14)
+_SETUP_S = 1.0
+"""Of each run, beside the time that the code gets; a tenth of it where the machine is not overloaded."""
 _SPARE_S = 20.0
 _HANG_UP_S = 10.0
 _LINE_BYTES = 64 << 20
 _PROBE = Limits(time_s=20.0, memory_mb=512, scratch_mb=4, output_kb=4, processes=8)
+GoOn = Callable[[int, Run], bool]
 
 
 class Sandbox:
@@ -47,8 +50,12 @@ class Sandbox:
         width = concurrency or len(os.sched_getaffinity(0))
         self._slots = PerLoop(lambda: asyncio.Semaphore(width))
 
-    async def run(self, files: dict[str, str], script: str, inputs: Sequence[str]) -> list[Run]:
+    async def run(
+        self, files: dict[str, str], script: str, inputs: Sequence[str], go_on: GoOn = lambda number, run: True
+    ) -> list[Run]:
         """Start ``script`` of ``files`` once for each input, which it finds as its standard input.
+
+        go_on: asked after each run, by number from 0; when it says no, the inputs that are left are not run.
 
         Raises ComponentError when the sandbox fails, never for what the code does. Nothing is left running, not even
         when this is cancelled.
@@ -57,8 +64,8 @@ class Sandbox:
         async with self._slots.get():
             process = await _start()
             try:
-                limit_s = len(inputs) * self._limits.time_s + _SPARE_S
-                return await asyncio.wait_for(_converse(process, spec), limit_s)
+                limit_s = len(inputs) * (self._limits.time_s + _SETUP_S) + _SPARE_S
+                return await asyncio.wait_for(_converse(process, spec, go_on), limit_s)
             except TimeoutError:
                 raise ComponentError(f"the sandbox did not end within {limit_s:.0f} s") from None
             finally:
@@ -86,16 +93,21 @@ async def _start() -> asyncio.subprocess.Process:
         raise
 
 
-async def _converse(process: asyncio.subprocess.Process, spec: Spec) -> list[Run]:
+async def _converse(process: asyncio.subprocess.Process, spec: Spec, go_on: GoOn) -> list[Run]:
     assert process.stdin is not None and process.stdout is not None and process.stderr is not None
     with contextlib.suppress(ConnectionError):  # its own message says why it went
         process.stdin.write(json.dumps(asdict(spec)).encode() + b"\n")
         await process.stdin.drain()
-    lines = [await process.stdout.readline() for _ in spec.inputs]
-    if not all(line.endswith(b"\n") for line in lines):
-        error = (await process.stderr.read()).decode(errors="replace").strip()
-        raise ComponentError(f"the sandbox failed: {error[-2000:] or 'its supervisor was killed'}")
-    return [Run(**json.loads(line)) for line in lines]
+    runs: list[Run] = []
+    for number in range(len(spec.inputs)):
+        line = await process.stdout.readline()
+        if not line.endswith(b"\n"):
+            error = (await process.stderr.read()).decode(errors="replace").strip()
+            raise ComponentError(f"the sandbox failed: {error[-2000:] or 'its supervisor was killed'}")
+        runs.append(Run(**json.loads(line)))
+        if not go_on(number, runs[-1]):
+            break
+    return runs
 
 
 async def _end(process: asyncio.subprocess.Process) -> None:

@@ -2,9 +2,12 @@
 
 import asyncio
 
+import pyarrow as pa
 import pytest
 
 from components.rewards.code import Code, _same
+from components.rewards.sandbox import sandbox as module
+from components.rewards.sandbox.sandbox import Sandbox
 from slime_launch.errors import ComponentError
 from slime_launch.interfaces import SingleReward
 from tests.components.rewards.hostile import FORGERIES, no_sandbox
@@ -54,6 +57,38 @@ def test_shares_of_tests():
     wanted = [1.0, 0.5, 0.0, 1.0, 0.5, 1.0, 1.0, 0.0, 0.0, 0.0, 0.0]
     assert scores(answers, time_s=2.0) == wanted
     assert scores([answers[0], answers[1], answers[4]], credit="all") == [1.0, 0.0, 0.0]
+
+
+def test_all_or_nothing_stops_at_the_first_failure(monkeypatch):
+    done = []
+
+    async def counted(self, *args, **more):
+        runs = await real(self, *args, **more)
+        done.append(len(runs))
+        return runs
+
+    real = Sandbox.run
+    monkeypatch.setattr(Sandbox, "run", counted)
+    wrong = written("print(0)\ndef f(x): return 4711", [*ADD * 3, *CALLS])
+    assert scores([wrong], credit="all") == [0.0] and done == [1]
+    assert scores([wrong]) == [1 / 8] and done == [1, 6, 2]
+
+
+def test_endless_code_ends_no_run(monkeypatch):
+    """Each test takes its whole time, and a while to set up."""
+    monkeypatch.setattr(module, "_SPARE_S", 0.0)
+    tests = [{"stdin": "", "stdout": "x"}] * 20
+    assert scores([written("while True: pass", tests)], time_s=0.1) == [0.0]
+
+
+def test_tests_of_both_kinds_come_from_one_table():
+    """Arrow gives every row all columns, with null where there was nothing."""
+    rows = [{"stdin": "3\n", "stdout": "4711\n"}, {"call": "f", "args": [3], "result": 4711}]
+    table = [[row] for row in pa.array(rows).to_pylist()]
+    assert table[0][0].keys() == {"stdin", "stdout", "call", "args", "result"}
+    code = "def f(x): return x + 4708\nif __name__ == '__main__': print(f(int(input())))"
+    nothing = [{"call": "f", "args": [3], "kwargs": None, "result": None, "stdin": None}]
+    assert scores([*(written(code, tests) for tests in table), written("def f(x): pass", nothing)]) == [1.0] * 3
 
 
 def test_no_code_gives_itself_a_point():

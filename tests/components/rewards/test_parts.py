@@ -54,7 +54,14 @@ def test_bad_pattern_is_refused(part, pattern, says):
         part(pattern)
 
 
-def test_reasoning_gym_scores_with_the_tasks_own_scorer():
+@pytest.fixture
+def gym():
+    made = ReasoningGymScore(time_s=60.0, workers=1)
+    yield made
+    asyncio.run(made.close())
+
+
+def test_reasoning_gym_scores_with_the_tasks_own_scorer(gym):
     source = ReasoningGym("spell_backward", 1, 1, 0, {"min_word_len": 4, "max_word_len": 4})
     prompt = source.take(1)[0]
     wrong_last = prompt.label[:-1] + ("a" if prompt.label[-1] != "a" else "b")
@@ -62,12 +69,12 @@ def test_reasoning_gym_scores_with_the_tasks_own_scorer():
         sample(text, label=prompt.label, metadata=prompt.metadata)
         for text in (prompt.completion, f"[{wrong_last}]", prompt.label)
     ]
-    assert score(ReasoningGymScore(), *samples) == [1.0, 0.75, 0.0]
+    assert [asyncio.run(gym.score_one(one)) for one in samples] == [1.0, 0.75, 0.0]
 
 
 def test_reasoning_gym_refuses_other_sources():
     with pytest.raises(ComponentError, match=r"source digits .*Exact"):
-        score(ReasoningGymScore(), sample("[7]"))
+        asyncio.run(ReasoningGymScore().score_one(sample("[7]")))
 
 
 def of_length(tokens, response="[7]", index=0):
@@ -112,6 +119,9 @@ def test_f1_within_a_pattern_and_with_bad_references():
         ("**Answer:** A", "A"), ("The answer is A. No: the answer is B.", "B"),
         (r"The answer is A, so \boxed{C}", "C"), (r"\boxed{\text{B}}", "B"), (r"\boxed{(D)}", "D"),
         ("A cat sat", None), ("the answer is a's", None), ("The answer is unclear", None), ("E", None), ("", None),
+        ("The answer is a mystery to me, I cannot say.", None), ("Answer: B. But my answer is a guess.", "B"),
+        ("the answer is a.", "A"), ("The answer is (a), not b", "A"), ("the answer is **a**\nsince", "A"),
+        ("answer: a  \nsince", "A"), ("the answer is b since a is wrong", "B"), ("The answer is A since", "A"),
         ("The answer is Cat", None), (r"\boxed{Dog}", None), ("A or B", None),
     ],
 )  # fmt: skip
@@ -147,8 +157,21 @@ def test_rewards_that_compare_a_group():
     def group(reward, *samples):
         return asyncio.run(reward.score_group(samples))
 
-    assert group(GroupLength(), *map(of_length, (4, 2, 6))) == [0.0, 0.5, -0.5]
-    assert group(GroupLength(), of_length(4), of_length(4)) == [0.0, 0.0]
+    assert group(GroupLength(), *(of_length(n, index=n) for n in (4, 2, 6))) == [0.0, 0.5, -0.5]
+    assert group(GroupLength(), of_length(4), of_length(4, index=1)) == [0.0, 0.0]
     answers = [of_length(1, text, index) for index, text in enumerate(["[7]", "[8]", " [7]", "none"])]
     assert group(Distinct(), *answers) == [2 / 3, 1.0, 2 / 3, 1.0]
     assert group(Distinct(), answers[0]) == [1.0]
+
+
+def test_a_rollout_of_several_samples_is_one_member_of_its_group():
+    """By its last sample; all of its samples get its score."""
+
+    def group(reward, *samples):
+        return asyncio.run(reward.score_group(samples))
+
+    parts = [of_length(1, "[7]", 0), of_length(9, "none", 0), of_length(4, "[7]", 0)]
+    assert group(Distinct(), *parts, of_length(2, "[8]", 1)) == [1.0] * 4
+    assert group(Distinct(), *parts, of_length(2, "[7]", 1)) == [0.0] * 4
+    assert group(Distinct(), *parts) == [1.0] * 3
+    assert group(GroupLength(), *parts, of_length(2, "[8]", 1)) == [-0.5, -0.5, -0.5, 0.5]

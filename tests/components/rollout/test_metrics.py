@@ -80,3 +80,10 @@ def test_ages_are_of_sampled_tokens() -> None:
     assert told["rollout/off_policy_ratio"] == 0.5 and told["rollout/weight_lag/max"] == 2
     assert told["rollout/weight_version"] == 3
     assert summarise([empty], 5)["rollout/weight_version"] == 5  # nothing was sampled: nothing is old
+
+
+def test_equal_rewards_are_equal_however_many_samples_a_rollout_has() -> None:
+    """0.1 + 0.1 + 0.1 is not 3 * 0.1."""
+    samples = [sample(0, 0, 0.1), sample(0, 0, 0.1), sample(0, 0, 0.1), sample(0, 1, 0.1)]
+    assert EqualRewards()(samples) == "zero_std_0.1"
+    assert summarise(samples, 3)["rollout/zero_std_ratio"] == 1.0
