@@ -14,6 +14,7 @@ from components.data.columns import Columns, Draft, RowError
 from components.data.media import Media, MediaError
 from components.data.order import InOrder, Shuffled
 from components.data.rows import ArrowRows, JsonLines, open_rows
+from slime_launch.data_files import FileRows
 from slime_launch.errors import ComponentError
 from slime_launch.types import Metrics, Prompt
 
@@ -82,8 +83,8 @@ class Files:
         self._length_of: Callable[[Prompt], int] | None = None
         self._rows = _Joined([open_rows(each) for each in paths])
         self._eval = {held: _Joined([open_rows(each)]) for held, each in (eval_paths or {}).items()}
-        for held, rows in self._eval.items():
-            _refuse_shared(held, self._rows, rows)
+        for held, theirs in self.held_rows().items():
+            _refuse_shared(held, self.trained_rows(), theirs)
         if check_rows:
             for rows in (self._rows, *self._eval.values()):
                 self._check(rows)
@@ -128,6 +129,14 @@ class Files:
             if not sets[held]:
                 raise ComponentError(f"data.eval_paths.{held}: no row gave a prompt; raise max_prompt_tokens")
         return sets
+
+    def trained_rows(self) -> list[FileRows]:
+        """See slime_launch.interfaces.OfFiles."""
+        return [FileRows(part.file, part.rows) for part in self._rows.parts]
+
+    def held_rows(self) -> dict[str, list[FileRows]]:
+        """See slime_launch.interfaces.OfFiles."""
+        return {held: [FileRows(part.file, part.rows) for part in rows.parts] for held, rows in self._eval.items()}
 
     def metrics(self) -> Metrics:
         """Rounds begun so far, from 0, and rows left out, by reason."""
@@ -224,16 +233,13 @@ def _build(kind: Any, key: str, values: Mapping[str, Any] | None) -> Any:
         raise ComponentError(f"data.{key}: {str(error).removeprefix(f'{kind.__name__}.__init__() ')}") from error
 
 
-def _refuse_shared(held: str, train: _Joined, rows: _Joined) -> None:
+def _refuse_shared(held: str, trained: Sequence[FileRows], theirs: Sequence[FileRows]) -> None:
     """Rows to train on may not be held out too."""
-    for mine in rows.parts:
-        for theirs in train.parts:
-            if not mine.file.samefile(theirs.file):
-                continue
-            first, last = max(mine.rows.start, theirs.rows.start), min(mine.rows.stop, theirs.rows.stop)
-            if first < last:
+    for one in theirs:
+        for mine in trained:
+            if rows := mine.shared(one):
                 raise ComponentError(
-                    f"data.eval_paths.{held}: rows {first} to {last - 1} of {mine.file} are trained on too; "
+                    f"data.eval_paths.{held}: rows {rows[0]} to {rows[-1]} of {one.file} are trained on too; "
                     "take slices that do not meet, e.g. [0:-100] and [-100:]"
                 )
 
