@@ -17,6 +17,7 @@ NODE = "{_target_: components.rewards.exact.Exact, weight: 1.0"
 DIGITS = "{_target_: components.data.digits.Digits, weight: 1.0}"
 MIXTURE = f"+data.sources={{math: {DIGITS}, swe: {DIGITS}}}"
 EVAL = "+rollout.eval_sets.held={reward: {mix: {_target_: components.rewards.mix.Mix, mode: %s}, parts: {one: %s}}}"
+OWN = f"+rollout.eval_sets.%s={{reward: {{parts: {{one: {NODE}, sources: [%s]}}}}}}}}"
 
 BAD = [
     ([f"{EXACT}.weight=0"], f"error: {EXACT}.weight=0.0: not a weight above 0; give a number, e.g. 1.0"),
@@ -53,6 +54,7 @@ BAD = [
     # evaluation sets with rewards of their own
     ([EVAL % ("summ", NODE + "}")], "error: rollout.eval_sets.held.reward.mix.mode=summ: no such mode; did you mean"),
     ([EVAL % ("sum", NODE + ", on_error: x}")], "error: rollout.eval_sets.held.reward.parts.one.on_error.then=x: "),
+    ([MIXTURE, OWN % ("swe", "math")], "error: rollout.eval_sets.swe.reward.parts=one: no part scores samples of swe"),
     ([EVAL % ("sum", "{weight: 1.0}")], "error: rollout.eval_sets.held.reward.parts.one={'weight': 1.0}: names no"),
 ]  # fmt: skip
 
@@ -60,6 +62,8 @@ GOOD = [
     ["reward.mix.mode=min", f"{EXACT}.weight=1.0", f"{FORMAT}.weight=1.0"],
     [f"+{FORMAT}.gate=true", f"{EXACT}.weight=[[0,1.0],[100,0.5]]", f"+{EXACT}.on_error={{retry: 2, fallback: 0.0}}"],
     [MIXTURE, f"+{EXACT}.sources=[math]", "reward.score=null", f"+reward.parts.two={NODE}, sources: [swe]}}"],
+    [MIXTURE, OWN % ("math", "math")],
+    [MIXTURE, OWN % ("swe_late", "swe")],
     ["reward=math"],
     ["reward=by_source"],
     ["reward=digits"],
