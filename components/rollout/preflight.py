@@ -43,11 +43,15 @@ def preflight(args: Mapping[str, Any]) -> Findings:
 
         data = open_node(args["data"])
         prompts = data.take(_SHOWN_PROMPTS)
-        problems += _unrouted(args["reward"], prompts)
+        problems += _unrouted("reward.parts", args["reward"], prompts)
         for prompt in prompts:
             check_training(prompt, args["sampling"])
         sets = named_sets(data, args["eval_sets"], open_node)
         problems += _trained_on(data, sources)
+        for name, (held, node) in sets.items():
+            own, key = node.get("reward"), f"rollout.eval_sets.{node.get('entry', name)}.reward.parts"
+            found = _unrouted(key, own["node"], held) if own else _unrouted("reward.parts", args["reward"], held)
+            problems += [problem for problem in found if problem not in problems]
         for held, node in sets.values():
             check_evaluation(held[0])
             if node.get("endpoint"):  # our tokenizer need not know them
@@ -107,15 +111,15 @@ async def _elsewhere(args: Mapping[str, Any]) -> Findings:
     return found
 
 
-def _unrouted(node: Mapping[str, Any], prompts: Sequence[Prompt]) -> Iterator[Problem]:
-    """Training prompts of data sources that no part of the reward scores."""
+def _unrouted(key: str, node: Mapping[str, Any], prompts: Sequence[Prompt]) -> Iterator[Problem]:
+    """Prompts of data sources that no part of the reward scores."""
     try:
         reward = instantiate(node)
     except LaunchError:
         return  # told already
     for source in reward.unserved([prompt.source for prompt in prompts]) if isinstance(reward, Routes) else ():
         mend = "name it in the sources of a part, or give a part without sources"
-        yield Problem("reward.parts", node["_target_"], f"no part scores samples of {source}", mend)
+        yield Problem(key, node["_target_"], f"no part scores samples of {source}", mend)
 
 
 def _trained_on(data: DataSource, sources: Sequence[DataSource]) -> Iterator[Problem]:

@@ -9,7 +9,7 @@ from slime_launch.checks.facts import Facts, Rule
 from slime_launch.errors import Problem
 from slime_launch.schema import RewardConfig
 from slime_launch.schema.build import build, nearest
-from slime_launch.schema.reward import build_part, mix_problems
+from slime_launch.schema.reward import PartConfig, build_part, mix_problems
 from slime_launch.schema.rollout import EvalSet
 
 
@@ -37,7 +37,8 @@ def rewards_are_sound(f: Facts) -> Iterator[Problem]:
     """Parts and the mixer's settings are right and go together; the reported score is one of the parts."""
     rollout, data = f.config.rollout, f.config.data
     sources = known_sources(data)
-    yield from _group("reward", f.config.reward, sources, sources)
+    elsewhere = [one for held in rollout.eval_sets.values() for one in known_sources(held.data or {}) or ()]
+    yield from _group("reward", f.config.reward, sources and [*sources, *elsewhere], sources)
     for name, settings in rollout.eval_sets.items():
         if settings.reward:
             key = f"rollout.eval_sets.{name}.reward"
@@ -45,6 +46,10 @@ def rewards_are_sound(f: Facts) -> Iterator[Problem]:
             yield from problems or _nodes_have_targets(key, reward)
             if not problems:
                 yield from _group(key, reward, known_sources(settings.data or data), _scored(name, settings, data))
+        elif settings.data and not mix_problems(
+            f.config.reward.parts, f.config.reward.mix.get("mode", "sum"), "reward"
+        ):
+            yield from _unscored("reward", _built("reward", f.config.reward), known_sources(settings.data) or ())
 
 
 def _nodes_have_targets(key: str, reward: RewardConfig) -> Iterator[Problem]:
@@ -68,20 +73,28 @@ def _group(
 
 def _routes(key: str, reward: RewardConfig, sources: Sequence[str], scored: Sequence[str]) -> Iterator[Problem]:
     """Parts name sources that there are, and each source has a part."""
-    parts = {name: build_part(node, f"{key}.parts.{name}")[0] for name, node in reward.parts.items()}
+    parts = _built(key, reward)
     for name, part in parts.items():
         for source in part.sources or () if part else ():
             if source not in sources:
                 yield Problem(f"{key}.parts.{name}.sources", source, "no such data source", nearest(source, sources))
-    for source in scored:
-        if not any(part and part.serves(source) for part in parts.values()):
-            mend = "name it in the sources of a part, or give a part without sources"
-            yield Problem(f"{key}.parts", ", ".join(parts), f"no part scores samples of {source}", mend)
+    yield from _unscored(key, parts, scored)
     reported = parts.get(reward.score) if reward.score is not None else None
     left = [source for source in scored if reported and not reported.serves(source)]
     if left:
         reason = f"does not score samples of {', '.join(left)}"
         yield Problem(f"{key}.score", reward.score, reason, "give null, for the mixed reward")
+
+
+def _built(key: str, reward: RewardConfig) -> dict[str, PartConfig | None]:
+    return {name: build_part(node, f"{key}.parts.{name}")[0] for name, node in reward.parts.items()}
+
+
+def _unscored(key: str, parts: Mapping[str, PartConfig | None], sources: Sequence[str]) -> Iterator[Problem]:
+    for source in sources:
+        if not any(part and part.serves(source) for part in parts.values()):
+            mend = "name it in the sources of a part, or give a part without sources"
+            yield Problem(f"{key}.parts", ", ".join(parts), f"no part scores samples of {source}", mend)
 
 
 def models_asked_are_served(f: Facts) -> Iterator[Problem]:

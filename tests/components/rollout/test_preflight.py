@@ -21,6 +21,26 @@ def test_check_finds_a_source_that_no_part_serves(tmp_path):
     assert [line for line in found if "no part scores samples of digits" in line] and len(found) == 1, found
 
 
+def test_check_finds_a_held_out_source_that_no_part_serves(tmp_path: Path) -> None:
+    """Of a set with data of its own, by the run's reward or by its own."""
+    digits = {"_target_": "components.data.digits.Digits", "eval_size": 10}
+    law = {"_target_": "components.data.mixture.Mixture", "sources": {"law": digits | {"weight": 1.0}}}
+
+    def mix(source: str) -> dict[str, Any]:
+        exact = {"_target_": "components.rewards.exact.Exact", "weight": 1.0, "sources": [source]}
+        return {"_target_": "components.rewards.mix.Mix", "parts": {"exact": exact}}
+
+    def found(own: Any) -> list[tuple[str, str]]:
+        held = {"other": {"data": law, "reward": own}}
+        args = worker_args(hf_checkpoint=str(tmp_path), data=digits, reward=mix("digits"), eval_sets=held)
+        return [(problem.key, problem.reason) for problem in preflight(args).problems]
+
+    says = "no part scores samples of law"
+    assert found(None) == [("reward.parts", says)]
+    assert found({"node": mix("digits"), "score": None}) == [("rollout.eval_sets.other.reward.parts", says)]
+    assert found({"node": mix("law"), "score": None}) == []
+
+
 def test_check_finds_a_reader_of_images_that_cannot_be_made(tmp_path: Path) -> None:
     def found(node: dict[str, Any]) -> list[str]:
         args = worker_args(hf_checkpoint=str(tmp_path), media=node)
