@@ -51,7 +51,8 @@ class Shuffled(Generic[T]):
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state.
 
-        Raises ComponentError when it was made with another seed, another number of items, or shuffled where this walk is not.
+        Raises ComponentError when it was made with another seed or number of items, or shuffled where this
+        walk is not.
         """
         mine = self.state_dict()
         mends = {"seed": "give that seed", "size": "give the data that the run had", "order": "set shuffle as it was"}
