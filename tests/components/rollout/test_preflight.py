@@ -3,7 +3,12 @@
 from pathlib import Path
 from typing import Any
 
+import pytest
+
 from components.rollout.preflight import preflight
+from components.rollout.sampling import check_evaluation, check_training
+from slime_launch.errors import ComponentError
+from slime_launch.types import Prompt
 from tests.components.rollout.http_engine import worker_args
 
 
@@ -39,6 +44,13 @@ def test_check_finds_a_held_out_source_that_no_part_serves(tmp_path: Path) -> No
     assert found(None) == [("reward.parts", says)]
     assert found({"node": mix("digits"), "score": None}) == [("rollout.eval_sets.other.reward.parts", says)]
     assert found({"node": mix("law"), "score": None}) == []
+
+
+@pytest.mark.parametrize("trained", [True, False])
+def test_a_prompts_values_that_the_engine_refuses_are_found(trained: bool) -> None:
+    prompt = Prompt([{"role": "user", "content": "x"}], "y", source="maths", sampling={"top_k": 0})
+    with pytest.raises(ComponentError, match=r"source maths has sampling\.top_k=0: not at least 1"):
+        check_training(prompt, {"temperature": 1.0}) if trained else check_evaluation(prompt)
 
 
 def test_check_finds_a_reader_of_images_that_cannot_be_made(tmp_path: Path) -> None:
