@@ -91,6 +91,7 @@ class Files:
         self._shuffle, self._seed = shuffle, seed
         self._fingerprint: list[dict[str, Any]] | None = None
         self._dropped: Counter[str] = Counter()
+        self._eval_dropped: dict[str, Counter[str]] = {}
 
     @cached_property
     def _walk(self) -> Shuffled[int]:
@@ -122,10 +123,12 @@ class Files:
         return taken
 
     def eval_sets(self) -> dict[str, list[Prompt]]:
-        """The sets of ``eval_paths``; what is left out of training is left out here too."""
-        sets = {}
+        """The sets of ``eval_paths``; what is left out of training is left out here too, and counted by set."""
+        sets: dict[str, list[Prompt]] = {}
         for held, rows in self._eval.items():
-            sets[held] = [found for found in self._read(rows, range(len(rows))) if isinstance(found, Prompt)]
+            found = list(self._read(rows, range(len(rows))))
+            sets[held] = [one for one in found if isinstance(one, Prompt)]
+            self._eval_dropped[held] = Counter(one for one in found if isinstance(one, str))
             if not sets[held]:
                 raise ComponentError(f"data.eval_paths.{held}: no row gave a prompt; raise max_prompt_tokens")
         return sets
@@ -139,9 +142,15 @@ class Files:
         return {held: [FileRows(part.file, part.rows) for part in rows.parts] for held, rows in self._eval.items()}
 
     def metrics(self) -> Metrics:
-        """Rounds begun so far, from 0, and rows left out, by reason."""
+        """Rounds begun so far, from 0, and rows left out, by reason: of the last ``eval_sets``, and of training."""
+        held = {
+            f"data/{self.name}/eval_dropped_{name}_{reason}": float(count)
+            for name, counts in self._eval_dropped.items()
+            for reason, count in counts.items()
+        }
         dropped = {f"data/{self.name}/dropped_{reason}": float(count) for reason, count in self._dropped.items()}
-        return {f"data/{self.name}/epoch": float(self._walk.round), **dropped}
+        epoch = {f"data/{self.name}/epoch": float(self._walk.round)} if len(self._rows) else {}
+        return {**epoch, **dropped, **held}
 
     def state_dict(self) -> dict[str, Any]:
         """Where ``take`` stands, what it left out, and of which content."""

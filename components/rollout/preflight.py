@@ -17,7 +17,7 @@ from components.rollout.sampling import check_evaluation, check_training
 from components.rollout.sources import open_source
 from slime_launch.errors import ComponentError, LaunchError, Problem
 from slime_launch.hf_folder import TOKENIZERS
-from slime_launch.interfaces import DataSource, Findings, Images, OfFiles, Routes
+from slime_launch.interfaces import DataSource, Findings, Images, OfFiles, Reports, Routes
 from slime_launch.targets import instantiate
 from slime_launch.types import Prompt
 
@@ -61,6 +61,7 @@ def preflight(args: Mapping[str, Any]) -> Findings:
     except (LaunchError, OSError) as error:
         mend = "mend what it names"
         return Findings([*problems, Problem("data", args["data"]["_target_"], str(error), mend)], asked.lines)
+    asked.lines.extend(_left_out(sources))
     if renderer is None:
         told = [] if unreadable else ["no prompts rendered: there is no tokenizer; give model.hf_checkpoint"]
         return Findings(problems, asked.lines + told)
@@ -70,6 +71,14 @@ def preflight(args: Mapping[str, Any]) -> Findings:
         reason = f"its tokenizer cannot render the data's prompts ({error})"
         return Findings([*problems, Problem("model.hf_checkpoint", str(folder), reason, "use data that fits it")], [])
     return Findings(problems, asked.lines + lines)
+
+
+def _left_out(sources: Sequence[DataSource]) -> Iterator[str]:
+    """Held-out rows that give no prompt; of a source beside the run's nothing else tells."""
+    for source in sources:
+        for name, count in source.metrics().items() if isinstance(source, Reports) else ():
+            if "/eval_dropped_" in name:
+                yield f"held-out rows left out, {name}: {count:g}"
 
 
 def _unbuildable(args: Mapping[str, Any]) -> Iterator[Problem]:

@@ -85,6 +85,15 @@ def test_a_check_refuses_what_it_reads(here, args, says):
     assert problem.key == "data" and says in problem.reason
 
 
+def test_a_check_tells_held_out_rows_that_give_no_prompt(here):
+    rows = [{"prompt": "x", "label": 1, "im": image} for image in (None, "none.png", "none.png")]
+    (here / "late.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    held = f"{{{FILES}, path: null, eval_paths: {{late: late.jsonl}}, columns: {{images: im}}, on_bad_image: skip}}"
+    found = preflight(rollout("data=jsonl", "data.path=a.jsonl", f"+rollout.eval_sets.own.data={held}"))
+    assert not found.problems
+    assert "held-out rows left out, data/late/eval_dropped_late_bad_image: 2" in found.lines
+
+
 def test_a_check_leaves_out_what_the_run_will(here):
     plan = plan_for("data=jsonl", "data.path=a.jsonl", "+data.max_prompt_tokens=1")
     TinyCheckpoint.write_stand_in(next(actor for actor in plan.actors if actor.name == "checkpoint").args, "tiny")
