@@ -13,6 +13,8 @@ from pathlib import Path
 from typing import Any
 
 _SLICED = re.compile(r"(?P<file>.+)\[(?P<start>-?\d*):(?P<stop>-?\d*)\]")
+_LONG = 2**48
+"""More rows than a file has."""
 PATH_KEYS = ("path", "eval_paths", "roots")
 
 
@@ -54,6 +56,32 @@ class DataFile:
     def __str__(self) -> str:
         start, stop = ("" if bound is None else bound for bound in (self.start, self.stop))
         return str(self.file) + ("" if (start, stop) == ("", "") else f"[{start}:{stop}]")
+
+    def surely_meets(self, other: DataFile) -> bool:
+        """Whether both take a row in common, of files of any size; False where that depends on the size."""
+        if not (self.file.exists() and other.file.exists() and self.file.samefile(other.file)):
+            return False
+        slices = [(one.start or None, one.stop) for one in (self, other)]
+        if (None, None) in slices:
+            return True
+        if len({bound < 0 for pair in slices for bound in pair if bound is not None}) > 1:
+            return False
+        mine, theirs = (range(_LONG)[start:stop] for start, stop in slices)
+        return max(mine.start, theirs.start) < min(mine.stop, theirs.stop)
+
+
+@dataclass(frozen=True)
+class FileRows:
+    """Rows of a file that is open: ``rows`` are their numbers."""
+
+    file: Path
+    rows: range
+
+    def shared(self, other: FileRows) -> range:
+        """Numbers of the rows that both take."""
+        if not self.file.samefile(other.file):
+            return range(0)
+        return range(max(self.rows.start, other.rows.start), min(self.rows.stop, other.rows.stop))
 
 
 def named_paths(node: Mapping[str, Any], key: str) -> Iterator[tuple[str, str]]:

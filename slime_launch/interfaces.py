@@ -6,6 +6,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
+from slime_launch.data_files import FileRows
 from slime_launch.errors import Problem
 from slime_launch.manifest import Manifest
 from slime_launch.types import Endpoint, Metrics, Prompt, Sample, Turn
@@ -158,6 +159,17 @@ class Fits(Protocol):
 
     def fit(self, length_of: Callable[[Prompt], int]) -> None:
         """Called once before the first ``take``; ``length_of`` renders a prompt as the rollout does."""
+
+
+@runtime_checkable
+class OfFiles(Protocol):
+    """A data source of files, open: which rows of them it takes, so that held-out ones can be kept apart."""
+
+    def trained_rows(self) -> list[FileRows]:
+        """What ``take`` gives prompts from."""
+
+    def held_rows(self) -> dict[str, list[FileRows]]:
+        """What the held-out sets are made from, by their names."""
 
 
 @runtime_checkable

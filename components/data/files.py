@@ -14,6 +14,7 @@ from components.data.columns import Columns, Draft, RowError
 from components.data.media import Media, MediaError
 from components.data.order import InOrder, Shuffled
 from components.data.rows import ArrowRows, JsonLines, open_rows
+from slime_launch.data_files import FileRows
 from slime_launch.errors import ComponentError
 from slime_launch.types import Metrics, Prompt
 
@@ -82,14 +83,15 @@ class Files:
         self._length_of: Callable[[Prompt], int] | None = None
         self._rows = _Joined([open_rows(each) for each in paths])
         self._eval = {held: _Joined([open_rows(each)]) for held, each in (eval_paths or {}).items()}
-        for held, rows in self._eval.items():
-            _refuse_shared(held, self._rows, rows)
+        for held, theirs in self.held_rows().items():
+            _refuse_shared(held, self.trained_rows(), theirs)
         if check_rows:
             for rows in (self._rows, *self._eval.values()):
                 self._check(rows)
         self._shuffle, self._seed = shuffle, seed
         self._fingerprint: list[dict[str, Any]] | None = None
         self._dropped: Counter[str] = Counter()
+        self._eval_dropped: dict[str, Counter[str]] = {}
 
     @cached_property
     def _walk(self) -> Shuffled[int]:
@@ -121,18 +123,34 @@ class Files:
         return taken
 
     def eval_sets(self) -> dict[str, list[Prompt]]:
-        """The sets of ``eval_paths``; what is left out of training is left out here too."""
-        sets = {}
+        """The sets of ``eval_paths``; what is left out of training is left out here too, and counted by set."""
+        sets: dict[str, list[Prompt]] = {}
         for held, rows in self._eval.items():
-            sets[held] = [found for found in self._read(rows, range(len(rows))) if isinstance(found, Prompt)]
+            found = list(self._read(rows, range(len(rows))))
+            sets[held] = [one for one in found if isinstance(one, Prompt)]
+            self._eval_dropped[held] = Counter(one for one in found if isinstance(one, str))
             if not sets[held]:
                 raise ComponentError(f"data.eval_paths.{held}: no row gave a prompt; raise max_prompt_tokens")
         return sets
 
+    def trained_rows(self) -> list[FileRows]:
+        """See slime_launch.interfaces.OfFiles."""
+        return [FileRows(part.file, part.rows) for part in self._rows.parts]
+
+    def held_rows(self) -> dict[str, list[FileRows]]:
+        """See slime_launch.interfaces.OfFiles."""
+        return {held: [FileRows(part.file, part.rows) for part in rows.parts] for held, rows in self._eval.items()}
+
     def metrics(self) -> Metrics:
-        """Rounds begun so far, from 0, and rows left out, by reason."""
+        """Rounds begun so far, from 0, and rows left out, by reason: of the last ``eval_sets``, and of training."""
+        held = {
+            f"data/{self.name}/eval_dropped_{name}_{reason}": float(count)
+            for name, counts in self._eval_dropped.items()
+            for reason, count in counts.items()
+        }
         dropped = {f"data/{self.name}/dropped_{reason}": float(count) for reason, count in self._dropped.items()}
-        return {f"data/{self.name}/epoch": float(self._walk.round), **dropped}
+        epoch = {f"data/{self.name}/epoch": float(self._walk.round)} if len(self._rows) else {}
+        return {**epoch, **dropped, **held}
 
     def state_dict(self) -> dict[str, Any]:
         """Where ``take`` stands, what it left out, and of which content."""
@@ -224,16 +242,13 @@ def _build(kind: Any, key: str, values: Mapping[str, Any] | None) -> Any:
         raise ComponentError(f"data.{key}: {str(error).removeprefix(f'{kind.__name__}.__init__() ')}") from error
 
 
-def _refuse_shared(held: str, train: _Joined, rows: _Joined) -> None:
+def _refuse_shared(held: str, trained: Sequence[FileRows], theirs: Sequence[FileRows]) -> None:
     """Rows to train on may not be held out too."""
-    for mine in rows.parts:
-        for theirs in train.parts:
-            if not mine.file.samefile(theirs.file):
-                continue
-            first, last = max(mine.rows.start, theirs.rows.start), min(mine.rows.stop, theirs.rows.stop)
-            if first < last:
+    for one in theirs:
+        for mine in trained:
+            if rows := mine.shared(one):
                 raise ComponentError(
-                    f"data.eval_paths.{held}: rows {first} to {last - 1} of {mine.file} are trained on too; "
+                    f"data.eval_paths.{held}: rows {rows[0]} to {rows[-1]} of {one.file} are trained on too; "
                     "take slices that do not meet, e.g. [0:-100] and [-100:]"
                 )
 

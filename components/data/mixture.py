@@ -9,8 +9,9 @@ from dataclasses import replace
 from itertools import accumulate
 from typing import Any
 
+from slime_launch.data_files import FileRows
 from slime_launch.errors import ComponentError
-from slime_launch.interfaces import DataSource, Fits, Reports
+from slime_launch.interfaces import DataSource, Fits, OfFiles, Reports
 from slime_launch.targets import instantiate
 from slime_launch.types import Metrics, Prompt
 
@@ -71,6 +72,20 @@ class Mixture:
                     raise ComponentError(f"data.sources.{name}: there are two held-out sets called {full}; rename it")
                 named[full] = [replace(prompt, source=name) for prompt in prompts]
         return named
+
+    def trained_rows(self) -> list[FileRows]:
+        """See slime_launch.interfaces.OfFiles."""
+        return [
+            rows for source in self._sources.values() if isinstance(source, OfFiles) for rows in source.trained_rows()
+        ]
+
+    def held_rows(self) -> dict[str, list[FileRows]]:
+        """See slime_launch.interfaces.OfFiles; ``<source>.<set>``, for messages."""
+        return {
+            f"{name}.{held}": rows
+            for name, source in self._sources.items() if isinstance(source, OfFiles)
+            for held, rows in source.held_rows().items()
+        }  # fmt: skip
 
     def metrics(self) -> Metrics:
         """What the sources tell, under their names here; a mixture's own sources under its name and theirs."""

@@ -45,15 +45,18 @@ class Shuffled(Generic[T]):
 
     def state_dict(self) -> dict[str, Any]:
         """Where the walk stands: ``round``, items ``given`` of it, and what the order follows from."""
-        return {"round": self._round, "given": self._given, "size": len(self._items), "seed": self._seed}
+        mine = {"size": len(self._items), "seed": self._seed, "order": type(self).__name__}
+        return {"round": self._round, "given": self._given, **mine}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Go on from a state.
 
-        Raises ComponentError when it was made with another seed or another number of items.
+        Raises ComponentError when it was made with another seed or number of items, or shuffled where this
+        walk is not.
         """
         mine = self.state_dict()
-        for name, mend in (("seed", "give that seed"), ("size", "give the data that the run had")):
+        mends = {"seed": "give that seed", "size": "give the data that the run had", "order": "set shuffle as it was"}
+        for name, mend in mends.items():
             if state.get(name) != mine[name]:
                 raise ComponentError(
                     f"data: the saved position is of {name} {state.get(name)} and this run's is {mine[name]}; {mend}"

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import random
 import string
 from collections.abc import Iterator, Mapping, Sequence
@@ -46,7 +48,8 @@ class ReasoningGym:
             _check_format(name, written)
         self._eval = self._draw(eval_size, 0, frozenset())
         held_out = frozenset(_text(prompt) for prompt in self._eval)
-        self._train = Shuffled(self._draw(size, SEED_STRIDE * (seed + 1), held_out), seed)
+        train = self._draw(size, SEED_STRIDE * (seed + 1), held_out)
+        self._train, self._digest = Shuffled(train, seed), _digest(train)
 
     def take(self, num_prompts: int) -> list[Prompt]:
         """The next training prompts, in an order fixed by the seed."""
@@ -57,11 +60,19 @@ class ReasoningGym:
         return {self._task: list(self._eval)}
 
     def state_dict(self) -> dict[str, Any]:
-        """Where ``take`` stands."""
-        return self._train.state_dict()
+        """Where ``take`` stands, and of which prompts."""
+        return self._train.state_dict() | {"digest": self._digest}
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Go on from there; see ``components.data.order.Shuffled``."""
+        """Go on from there; see ``components.data.order.Shuffled``.
+
+        Raises ComponentError when the prompts are not those that the state was made of.
+        """
+        if state.get("digest") != self._digest:
+            raise ComponentError(
+                f"data.task={self._task}: the saved position is of other prompts; give the seed, task, task_args, "
+                "question and turns that the run had"
+            )
         self._train.load_state_dict(state)
 
     def _draw(self, count: int, first_seed: int, taken: frozenset[str]) -> list[Prompt]:
@@ -110,6 +121,14 @@ class ReasoningGym:
                 f"data.{name}={written}: {self._task} has no field {error}; "
                 f"it has question, {', '.join(entry['metadata'])}"
             ) from error
+
+
+def _digest(prompts: Sequence[Prompt]) -> str:
+    """Of what the prompts ask and what is right."""
+    digest = hashlib.blake2b(digest_size=16)
+    for prompt in prompts:
+        digest.update(json.dumps([_text(prompt), prompt.label, prompt.turns]).encode())
+    return digest.hexdigest()
 
 
 def _text(prompt: Prompt) -> str:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -18,7 +17,7 @@ from components.rollout.sampling import check_evaluation, check_training
 from components.rollout.sources import open_source
 from slime_launch.errors import ComponentError, LaunchError, Problem
 from slime_launch.hf_folder import TOKENIZERS
-from slime_launch.interfaces import Findings, Images, Routes
+from slime_launch.interfaces import DataSource, Findings, Images, OfFiles, Reports, Routes
 from slime_launch.targets import instantiate
 from slime_launch.types import Prompt
 
@@ -36,13 +35,24 @@ def preflight(args: Mapping[str, Any]) -> Findings:
     renderer, unreadable = _renderer(folder)
     problems += unreadable
     try:
-        open_node = partial(open_source, seed=args["seed"], renderer=renderer)
+        sources: list[DataSource] = []
+
+        def open_node(node: Mapping[str, Any]) -> DataSource:
+            sources.append(open_source(node, args["seed"], renderer))
+            return sources[-1]
+
         data = open_node(args["data"])
         prompts = data.take(_SHOWN_PROMPTS)
-        problems += _unrouted(args["reward"], prompts)
+        problems += _unrouted("reward.parts", args["reward"], prompts)
         for prompt in prompts:
             check_training(prompt, args["sampling"])
-        for held, node in named_sets(data, args["eval_sets"], open_node).values():
+        sets = named_sets(data, args["eval_sets"], open_node)
+        problems += _trained_on(data, sources)
+        for name, (held, node) in sets.items():
+            own, key = node.get("reward"), f"rollout.eval_sets.{node.get('entry', name)}.reward.parts"
+            found = _unrouted(key, own["node"], held) if own else _unrouted("reward.parts", args["reward"], held)
+            problems += [problem for problem in found if problem not in problems]
+        for held, node in sets.values():
             check_evaluation(held[0])
             if node.get("endpoint"):  # our tokenizer need not know them
                 check_sendable(node["entry"], node["endpoint"]["fields"], held[0])
@@ -51,6 +61,7 @@ def preflight(args: Mapping[str, Any]) -> Findings:
     except (LaunchError, OSError) as error:
         mend = "mend what it names"
         return Findings([*problems, Problem("data", args["data"]["_target_"], str(error), mend)], asked.lines)
+    asked.lines.extend(_left_out(sources))
     if renderer is None:
         told = [] if unreadable else ["no prompts rendered: there is no tokenizer; give model.hf_checkpoint"]
         return Findings(problems, asked.lines + told)
@@ -60,6 +71,14 @@ def preflight(args: Mapping[str, Any]) -> Findings:
         reason = f"its tokenizer cannot render the data's prompts ({error})"
         return Findings([*problems, Problem("model.hf_checkpoint", str(folder), reason, "use data that fits it")], [])
     return Findings(problems, asked.lines + lines)
+
+
+def _left_out(sources: Sequence[DataSource]) -> Iterator[str]:
+    """Held-out rows that give no prompt; of a source beside the run's nothing else tells."""
+    for source in sources:
+        for name, count in source.metrics().items() if isinstance(source, Reports) else ():
+            if "/eval_dropped_" in name:
+                yield f"held-out rows left out, {name}: {count:g}"
 
 
 def _unbuildable(args: Mapping[str, Any]) -> Iterator[Problem]:
@@ -101,15 +120,27 @@ async def _elsewhere(args: Mapping[str, Any]) -> Findings:
     return found
 
 
-def _unrouted(node: Mapping[str, Any], prompts: Sequence[Prompt]) -> Iterator[Problem]:
-    """Training prompts of data sources that no part of the reward scores."""
+def _unrouted(key: str, node: Mapping[str, Any], prompts: Sequence[Prompt]) -> Iterator[Problem]:
+    """Prompts of data sources that no part of the reward scores."""
     try:
         reward = instantiate(node)
     except LaunchError:
         return  # told already
     for source in reward.unserved([prompt.source for prompt in prompts]) if isinstance(reward, Routes) else ():
         mend = "name it in the sources of a part, or give a part without sources"
-        yield Problem("reward.parts", node["_target_"], f"no part scores samples of {source}", mend)
+        yield Problem(key, node["_target_"], f"no part scores samples of {source}", mend)
+
+
+def _trained_on(data: DataSource, sources: Sequence[DataSource]) -> Iterator[Problem]:
+    """Held-out rows of any source that the run trains on."""
+    trained = data.trained_rows() if isinstance(data, OfFiles) else []
+    held = [pair for source in sources if isinstance(source, OfFiles) for pair in source.held_rows().items()]
+    for name, parts in held:
+        for part in parts:
+            for rows in filter(None, (part.shared(mine) for mine in trained)):
+                reason = f"rows {rows[0]} to {rows[-1]} of the held-out set {name} are trained on too"
+                mend = "take slices that do not meet, e.g. [0:-100] and [-100:]"
+                yield Problem("data", str(part.file), reason, mend)
 
 
 def _renderer(folder: Path) -> tuple[Renderer | None, list[Problem]]:

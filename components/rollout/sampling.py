@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from slime_launch.errors import ComponentError
-from slime_launch.schema.sampling import BENDS_LOGITS, RESERVED
+from slime_launch.schema.sampling import BENDS_LOGITS, RESERVED, out_of_bounds
 from slime_launch.types import Prompt
 
 
@@ -16,6 +16,7 @@ def check_training(prompt: Prompt, sampling: Mapping[str, Any]) -> None:
     sampling: the run's. The trainer divides its logits by the run's temperature and knows of no penalty or grammar, so
     the logprobs of tokens sampled otherwise would not be comparable.
     """
+    _check_bounds(prompt)
     for name, value in prompt.sampling.items():
         where = f"data: a prompt of source {prompt.source} has sampling.{name}={value!r:.50}"
         if name in RESERVED:
@@ -27,6 +28,13 @@ def check_training(prompt: Prompt, sampling: Mapping[str, Any]) -> None:
 
 
 def check_evaluation(prompt: Prompt) -> None:
-    """Raises ComponentError for parameters that are the launcher's own."""
+    """Raises ComponentError for parameters that are the launcher's own, and values that SGLang refuses."""
+    _check_bounds(prompt)
     for name in RESERVED.keys() & prompt.sampling.keys():
         raise ComponentError(f"data: a prompt of source {prompt.source} has sampling.{name}: {RESERVED[name]}")
+
+
+def _check_bounds(prompt: Prompt) -> None:
+    for name, value in prompt.sampling.items():
+        if words := out_of_bounds(name, value):
+            raise ComponentError(f"data: a prompt of source {prompt.source} has sampling.{name}={value!r}: not {words}")

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from typing import Any
 
 from slime_launch.checks.facts import Facts, Rule
 from slime_launch.data_files import DataFile, named_paths
 from slime_launch.errors import Problem
+
+_PATH = re.compile(r"\.path(\[\d+\])?$")
+"""Keys of files to train on."""
 
 
 def _nodes(f: Facts) -> Iterator[tuple[str, Mapping[str, Any]]]:
@@ -44,4 +49,24 @@ def mixtures_have_weights(f: Facts) -> Iterator[Problem]:
                 yield Problem(f"{at}.weight", weight, "not a weight above 0", "give a number, e.g. 1.0")
 
 
-RULES: tuple[Rule, ...] = (data_files_are_there, mixtures_have_weights)
+def held_out_rows_are_not_trained_on(f: Facts) -> Iterator[Problem]:
+    """Over all nodes. Slices that meet or not by the file's size are left to the check, which reads it."""
+    trained = [file for at, file in _files(f) if at.startswith("data.") and _PATH.search(at)]
+    for at, held in _files(f):
+        if ".eval_paths." not in at:
+            continue
+        for file in trained:
+            if file.surely_meets(held):
+                mend = "take slices that do not meet, e.g. [0:-100] and [-100:]"
+                yield Problem(at, str(held), f"rows of it are trained on too, as {file}", mend)
+
+
+def _files(f: Facts) -> Iterator[tuple[str, DataFile]]:
+    """(key, file) of every path that can be read."""
+    for key, node in _nodes(f):
+        for at, text in named_paths(node, key):
+            with suppress(ValueError):
+                yield at, DataFile.parse(text)
+
+
+RULES: tuple[Rule, ...] = (data_files_are_there, mixtures_have_weights, held_out_rows_are_not_trained_on)

@@ -9,7 +9,7 @@ from slime_launch.annotations import fault
 from slime_launch.checks.facts import Facts, Rule
 from slime_launch.errors import Problem
 from slime_launch.schema.build import nearest
-from slime_launch.schema.sampling import BENDS_LOGITS, NAMED, RESERVED
+from slime_launch.schema.sampling import BENDS_LOGITS, NAMED, RESERVED, out_of_bounds
 from slime_launch.sglang_source import sampling_parameters
 
 
@@ -30,6 +30,8 @@ def _parameters(key: str, given: Mapping[str, Any]) -> Iterator[Problem]:
             yield Problem(f"{key}.{name}", value, "no such SGLang sampling parameter", nearest(name, known))
         elif reason := fault(value, known[name]):
             yield Problem(f"{key}.{name}", value, reason, "see SGLang's SamplingParams")
+        elif words := out_of_bounds(name, value):
+            yield Problem(f"{key}.{name}", value, "SGLang refuses it", f"give a value {words}")
 
 
 def training_samples_like_the_trainer(f: Facts) -> Iterator[Problem]:

@@ -17,6 +17,8 @@ NODE = "{_target_: components.rewards.exact.Exact, weight: 1.0"
 DIGITS = "{_target_: components.data.digits.Digits, weight: 1.0}"
 MIXTURE = f"+data.sources={{math: {DIGITS}, swe: {DIGITS}}}"
 EVAL = "+rollout.eval_sets.held={reward: {mix: {_target_: components.rewards.mix.Mix, mode: %s}, parts: {one: %s}}}"
+OWN = f"+rollout.eval_sets.%s={{reward: {{parts: {{one: {NODE}, sources: [%s]}}}}}}}}"
+LAW = f"+rollout.eval_sets.other.data={{_target_: components.data.mixture.Mixture, sources: {{law: {DIGITS}}}}}"
 
 BAD = [
     ([f"{EXACT}.weight=0"], f"error: {EXACT}.weight=0.0: not a weight above 0; give a number, e.g. 1.0"),
@@ -45,6 +47,7 @@ BAD = [
     ([f"+reward.parts.two={NODE}}}"], f"error: reward.parts.two=components.rewards.exact.Exact: the same as {EXACT}"),
     # routes, where the data's sources are known
     ([MIXTURE, f"+{FORMAT}.sources=[mth]"], f"error: {FORMAT}.sources=mth: no such data source; did you mean math?"),
+    ([LAW, f"+{EXACT}.sources=[math]", f"+{FORMAT}.sources=[math]"], "error: reward.parts=exact, format: no part"),
     (
         [MIXTURE, f"+{EXACT}.sources=[math]", f"+{FORMAT}.sources=[math]", "reward.score=null"],
         "error: reward.parts=exact, format: no part scores samples of swe; name it in the sources of a part",
@@ -53,6 +56,7 @@ BAD = [
     # evaluation sets with rewards of their own
     ([EVAL % ("summ", NODE + "}")], "error: rollout.eval_sets.held.reward.mix.mode=summ: no such mode; did you mean"),
     ([EVAL % ("sum", NODE + ", on_error: x}")], "error: rollout.eval_sets.held.reward.parts.one.on_error.then=x: "),
+    ([MIXTURE, OWN % ("swe", "math")], "error: rollout.eval_sets.swe.reward.parts=one: no part scores samples of swe"),
     ([EVAL % ("sum", "{weight: 1.0}")], "error: rollout.eval_sets.held.reward.parts.one={'weight': 1.0}: names no"),
 ]  # fmt: skip
 
@@ -60,6 +64,9 @@ GOOD = [
     ["reward.mix.mode=min", f"{EXACT}.weight=1.0", f"{FORMAT}.weight=1.0"],
     [f"+{FORMAT}.gate=true", f"{EXACT}.weight=[[0,1.0],[100,0.5]]", f"+{EXACT}.on_error={{retry: 2, fallback: 0.0}}"],
     [MIXTURE, f"+{EXACT}.sources=[math]", "reward.score=null", f"+reward.parts.two={NODE}, sources: [swe]}}"],
+    [MIXTURE, OWN % ("math", "math")],
+    [MIXTURE, LAW, f"+{FORMAT}.sources=[law]"],
+    [MIXTURE, OWN % ("swe_late", "swe")],
     ["reward=math"],
     ["reward=by_source"],
     ["reward=digits"],

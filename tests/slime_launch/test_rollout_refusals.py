@@ -20,6 +20,12 @@ EXACT = "{_target_: components.rewards.exact.Exact, weight: 1.0}"
 BAD: list[tuple[list[str], str]] = [
     ([f"+{S}.top_kk=4"], f"error: {S}.top_kk=4: no such SGLang sampling parameter; did you mean top_k?"),
     ([f"+{S}.top_k=many"], f"error: {S}.top_k=many: expected int, got str; see SGLang's SamplingParams"),
+    ([f"+{S}.top_k=0"], f"error: {S}.top_k=0: SGLang refuses it; give a value at least 1, or -1 for all tokens"),
+    ([f"+{S}.top_k=-7"], f"error: {S}.top_k=-7: SGLang refuses it"),
+    ([f"+{S}.min_p=3.0"], f"error: {S}.min_p=3.0: SGLang refuses it; give a value from 0 to 1"),
+    ([f"+{E}.a.sampling.top_p=7.0"], f"error: {E}.a.sampling.top_p=7.0: SGLang refuses it"),
+    ([f"+{E}.a.sampling.temperature=-1.0"], f"error: {E}.a.sampling.temperature=-1.0: SGLang refuses it"),
+    ([f"+{E}.a.sampling.max_new_tokens=-5"], f"error: {E}.a.sampling.max_new_tokens=-5: SGLang refuses it"),
     ([f"+{S}.stop_token_ids=[a]"], f"error: {S}.stop_token_ids=['a']: expected int, got str"),
     ([f"+{S}.sampling_seed=4"], f"error: {S}.sampling_seed=4: every rollout has its own, by the run's seed; remove it"),
     ([f"+{S}.n=4"], f"error: {S}.n=4: a request makes one sample; set group_size or samples; remove it"),

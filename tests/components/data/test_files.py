@@ -94,7 +94,12 @@ def test_long_prompts_are_left_out_and_counted(tmp_path):
     assert [prompt.label for prompt in source.take(4)] == ["2", "4", "6", "8"]
     source.take(4)
     assert source.metrics()["data/a/dropped_too_long"] == 7.0  # 3 5 7, and again with 9 before
-    assert [prompt.label for prompt in source.eval_sets()["e"]] == ["0"]
+    for _ in range(2):
+        assert [prompt.label for prompt in source.eval_sets()["e"]] == ["0"]
+    assert source.metrics()["data/a/eval_dropped_e_too_long"] == 1.0
+    held = Files(None, 1, eval_paths={"e": f"{path}[:5]"}, max_prompt_tokens=5, name="a")
+    held.fit(drop_odd)
+    assert len(held.eval_sets()["e"]) == 3 and held.metrics() == {"data/a/eval_dropped_e_too_long": 2.0}
     source.fit(lambda prompt: 6)
     with pytest.raises(ComponentError, match=r"data a: a whole round gave no prompt; left out: {'too_long'"):
         source.take(1)

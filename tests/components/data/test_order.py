@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from components.data.order import Shuffled
+from components.data.order import InOrder, Shuffled
 from slime_launch.errors import ComponentError
 
 sizes, seeds, batches = st.integers(1, 40), st.integers(0, 2**31), st.lists(st.integers(0, 50), max_size=8)
@@ -53,7 +53,11 @@ def test_rounds_and_seeds_have_their_own_order():
 
 @pytest.mark.parametrize(
     ("other", "says"),
-    [(walk(10, 4), "seed 4 .* is 3"), (walk(11, 3), "size 11 .* is 10")],
+    [
+        (walk(10, 4), "seed 4 .* is 3"),
+        (walk(11, 3), "size 11 .* is 10"),
+        (InOrder(range(10), 3), "order InOrder .* is Shuffled; set shuffle"),
+    ],
 )
 def test_a_position_of_other_data_is_refused(other, says):
     with pytest.raises(ComponentError, match=says):

@@ -48,6 +48,13 @@ def test_goes_on_where_it_was_left():
     assert texts(other.take(8)) == rest
 
 
+@pytest.mark.parametrize("change", [{"task": "basic_arithmetic", "task_args": {}}, {"question": "{word} backward"}])
+def test_a_position_of_other_prompts_is_refused(change):
+    state = ReasoningGym(**WORDS, seed=0).state_dict()
+    with pytest.raises(ComponentError, match="the saved position is of other prompts"):
+        ReasoningGym(**{**WORDS, **change}, seed=0).load_state_dict(state)
+
+
 def test_references_take_turns_as_often_as_asked():
     prompts = ReasoningGym(**WORDS, question="{word}", turns=["<look>{word}</look>"], turns_share=0.5, seed=0).take(
         WORDS["size"]
