@@ -52,9 +52,10 @@ class Generator:
     async def run(self, group: Group, size: int, sent: Sent) -> None:
         """Bring ``size`` rollouts of a group to an end, each from where it stands.
 
-        Rollouts that ended stay as they are, and those whose requests are aborted keep what there is. The first error
-        ends it and cancels the other rollouts.
+        Rollouts that ended stay as they are, and those whose requests are aborted keep what there is; one that cannot go
+        on from there (say, of several samples) begins anew. The first error ends it and cancels the other rollouts.
         """
+        group.set_aside(keep=True)
         # in order of index, so that nothing depends on which ended first
         waiting = [index for index in range(size) if not _ended(group.rollouts.get(index))]
         await together(self._rollout(group, index, sent) for index in waiting)

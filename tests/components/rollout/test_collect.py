@@ -263,6 +263,38 @@ def test_parts_that_were_cut_short_begin_anew(checkpoint: Path) -> None:
         assert all(len(one.response_ids) == 4 for one in batch)
 
 
+class Cuts(HttpEngine):
+    """Cuts its second request short by itself."""
+
+    asked = 0
+
+    async def generate(self, request: Any) -> Any:
+        self.asked += 1
+        if self.asked == 2:
+            asyncio.get_running_loop().call_later(0.02, self.cut)
+        return await super().generate(request)
+
+    def cut(self) -> None:
+        self._aborts += 1
+
+
+@pytest.mark.parametrize("method", ["generate", "evaluate"])
+def test_parts_that_an_engine_cuts_short_by_itself_begin_anew(checkpoint: Path, method: str) -> None:
+    with serving(Cuts(length=lambda body: 8, tick_s=lambda body: 0.01)) as engine:
+        made = make_worker(
+            checkpoint, engine.url, num_prompts=1, group_size=2, max_concurrency=1,
+            generate=node("two_parts", _partial_=True),
+        )  # fmt: skip
+        told = getattr(made, method)(1)
+        made.stop()
+    assert any(meta["finish_reason"]["type"] == "abort" for _, meta in engine.exchanges)
+    if method == "generate":
+        assert [(one.index, one.part) for one in told[0]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+        assert all(len(one.response_ids) == 8 and one.status is Status.COMPLETED for one in told[0])
+    else:
+        assert {"eval/held_out", "eval/held_out/greedy"} <= told.keys()
+
+
 def test_filters_drop_groups_and_others_take_their_place(checkpoint: Path) -> None:
     filters = {"equal": {"_target_": "components.rollout.filters.EqualRewards"}}
     with serving(HttpEngine()) as engine:
