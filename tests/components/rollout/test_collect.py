@@ -87,6 +87,18 @@ async def two_parts(sample: Sample, engine: Engine) -> list[Sample]:
     return [first, second]
 
 
+async def twice(sample: Sample, engine: Engine) -> list[Sample]:
+    """The same sample as two parts."""
+    return [await engine.generate(sample)] * 2
+
+
+async def uneven(sample: Sample, engine: Engine) -> Sample:
+    """Writes ids past ``Sample.add_given``."""
+    await engine.generate(sample)
+    sample.response_ids += [5, 6]
+    return sample
+
+
 RELEASED: list[bool] = []
 
 
@@ -376,6 +388,23 @@ def test_a_generate_function_that_cannot_be_cancelled_holds_up_nobody(
         with pytest.raises(ComponentError, match=said):
             made.generate(1)
         RELEASED.append(True)
+        made.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("twice", r"rollout\.generate: gave the same sample twice for rollout 0 of group 0"),
+        ("uneven", r"rollout\.generate: .*rollout 0 of group 0.*response_ids 6, logprobs 4, loss_mask 4.*add_given"),
+    ],
+)
+def test_what_a_generate_function_gives_back_is_checked(checkpoint: Path, name: str, said: str) -> None:
+    with serving(HttpEngine()) as engine:
+        made = make_worker(
+            checkpoint, engine.url, num_prompts=1, max_concurrency=1, generate=node(name, _partial_=True)
+        )
+        with pytest.raises(ComponentError, match=said):
+            made.generate(1)
         made.stop()
 
 
