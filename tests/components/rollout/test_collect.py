@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -96,6 +97,15 @@ async def uneven(sample: Sample, engine: Engine) -> Sample:
     """Writes ids past ``Sample.add_given``."""
     await engine.generate(sample)
     sample.response_ids += [5, 6]
+    return sample
+
+
+async def unyielding(sample: Sample, engine: Engine) -> Sample:
+    """Asks until it gets an answer, for 3 s."""
+    ends = time.monotonic() + 3
+    while (await engine.generate(sample)).status is Status.ABORTED:
+        if time.monotonic() > ends:
+            raise ComponentError("nobody stopped it")
     return sample
 
 
@@ -406,6 +416,17 @@ def test_what_a_generate_function_gives_back_is_checked(checkpoint: Path, name: 
         with pytest.raises(ComponentError, match=said):
             made.generate(1)
         made.stop()
+
+
+def test_a_generate_function_that_asks_on_and_on_is_cancelled(checkpoint: Path) -> None:
+    with serving(HttpEngine(tick_s=every_third_is_slow, length=lambda body: 12)) as engine:
+        made = make_worker(
+            checkpoint, engine.url, **over(num_prompts=2, oversample=3.0), generate=node("unyielding", _partial_=True)
+        )
+        made._rules = replace(made._rules, patience_s=0.2)
+        samples, told = made.generate(1)
+        made.stop()
+    assert len(samples) == 4 and told["rollout/partial/cut"] > 0
 
 
 def test_a_group_that_waits_for_its_score_is_kept_unscored(checkpoint: Path) -> None:
