@@ -54,8 +54,8 @@ class Generator:
     async def run(self, group: Group, size: int, sent: Sent) -> None:
         """Bring ``size`` rollouts of a group to an end, each from where it stands.
 
-        Rollouts that ended stay as they are, and those whose requests are aborted keep what there is; one that cannot go
-        on from there (say, of several samples) begins anew. The first error ends it and cancels the other rollouts.
+        Rollouts that ended stay as they are, and those whose requests are aborted keep what there is; one that cannot
+        go on from there (say, of several samples) begins anew. The first error ends it and cancels the other rollouts.
         """
         group.set_aside(keep=True)
         # in order of index, so that nothing depends on which ended first
@@ -103,14 +103,15 @@ def _numbered(samples: list[Sample], group: int, index: int) -> list[Sample]:
             raise ComponentError(f"rollout.generate: gave {sample!r:.100} for {rollout}")
         if sample.status is Status.PENDING:
             raise ComponentError(
-                f"rollout.generate: left sample {part} of {rollout} pending; ask the engine at least once, or set its status"
+                f"rollout.generate: left sample {part} of {rollout} pending; ask the engine at least once, or set its "
+                "status"
             )
         _check_lengths(sample, f"sample {part} of {rollout}")
         sample.group, sample.index, sample.part = group, index, part
     if len({id(sample) for sample in samples}) < len(samples):
         raise ComponentError(
-            f"rollout.generate: gave the same sample twice for {rollout}, and its tokens would train twice; begin further "
-            "parts with engine.part"
+            f"rollout.generate: gave the same sample twice for {rollout}, and its tokens would train twice; begin "
+            "further parts with engine.part"
         )
     return samples
 
@@ -120,6 +121,6 @@ def _check_lengths(sample: Sample, name: str) -> None:
     if len(set(lengths.values())) > 1:
         told = ", ".join(f"{field} {length}" for field, length in lengths.items())
         raise ComponentError(
-            f"rollout.generate: {name} has lists of unequal lengths ({told}); add tokens by engine.generate, add_given, "
-            "add_sampled or add_turn"
+            f"rollout.generate: {name} has lists of unequal lengths ({told}); add tokens by engine.generate, "
+            "add_given, add_sampled or add_turn"
         )
