@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, TypeVar
 from uuid import uuid4
@@ -143,6 +144,7 @@ class Session:
     async def _once(self, body: Mapping[str, Any], read: Callable[[dict[str, Any]], T]) -> T:
         client = self._client
         if self._epoch != client._epoch:
+            await asyncio.sleep(0)  # a caller that asks on and on can be cancelled here
             return read(_ended())
         try:
             async with client.slots.held(self.slot) as slot:

@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
 
+from components.rollout.client import Refused
+from components.rollout.collect import REFUSED
 from components.rollout.elsewhere import NO_ANSWER, Elsewhere, TextSample, as_text, check_sendable
+from components.rollout.engine import new_sample
 from components.rollout.generation import Generator, Sent, together
 from components.rollout.groups import Group
 from components.rollout.metrics import evaluated
@@ -16,9 +20,9 @@ from components.rollout.prompts import Rendered
 from components.rollout.sampling import check_evaluation
 from components.rollout.scoring import score
 from components.rollout.seeds import sampling_seed
-from slime_launch.errors import ComponentError
+from slime_launch.errors import ComponentError, LaunchError
 from slime_launch.interfaces import UNANSWERED, DataSource, Reward
-from slime_launch.types import Metrics, Prompt, Sample
+from slime_launch.types import Metrics, Prompt, Sample, Status
 
 _ATTEMPTS = 3
 
@@ -120,10 +124,20 @@ def held_out(
 async def evaluate(sets: Sequence[HeldOut], generator: Generator, seed: int) -> Metrics:
     """``eval/<set>`` sampled, ``eval/<set>/greedy`` at temperature 0, ``eval/<set>/pass@k`` of the sampled ones.
 
-    seed: the run's; a set's samples have the same seeds at each step.
+    A prompt that the engines refuse is told, counted (``eval/<set>/dropped/refused``) and left out of the scores.
+    seed: the run's; a set's samples have the same seeds at each step. No request is left running, after an error
+    neither.
     """
-    told = await together(_ask(one, generator, seed, greedy) for one in sets for greedy in (False, True))
-    return {name: value for metrics in told for name, value in metrics.items()}
+    try:
+        told = await together(_ask(one, generator, seed, greedy) for one in sets for greedy in (False, True))
+    except BaseException:
+        with suppress(LaunchError):
+            await generator.client.abort_all()
+        raise
+    metrics = {name: value for metrics in told for name, value in metrics.items()}
+    if any(name.endswith(f"/dropped/{REFUSED}") for name in metrics):
+        await generator.client.abort_all()  # of the same prompts, those that were under way
+    return metrics
 
 
 async def _ask(one: HeldOut, generator: Generator, seed: int, greedy: bool) -> Metrics:
@@ -135,18 +149,26 @@ async def _ask(one: HeldOut, generator: Generator, seed: int, greedy: bool) -> M
 
     count = 1 if greedy else one.samples
     mine = generator.over(one.sampling, seeds, {"temperature": 0.0} if greedy else {})
-    samples = await (_by_engines(one, mine, count) if one.server is None else _elsewhere(one, one.server, mine, count))
+    said = ""
+    if one.server is None:
+        samples, said = await _by_engines(one, mine, count)
+    else:
+        samples = await _elsewhere(one, one.server, mine, count)
     await score(one.reward, samples)
-    metrics = _report(one, samples, greedy)
+    metrics = _report(one, samples, greedy, said)
     if one.server is not None and one.server.once:
         one.known[greedy] = metrics
     return metrics
 
 
-async def _by_engines(one: HeldOut, generator: Generator, count: int) -> list[Sample]:
+async def _by_engines(one: HeldOut, generator: Generator, count: int) -> tuple[list[Sample], str]:
+    """The samples, and what there is to tell of prompts that the engines refused."""
     groups = [Group(number, rendered) for number, rendered in enumerate(one.prompts)]
-    await together(_bring_up(generator, group, count) for group in groups)
-    return list(chain.from_iterable(group.samples for group in groups))
+    refused = [said for said in await together(_bring_up(generator, group, count) for group in groups) if said]
+    told = f"goes on without {len(refused)} of {len(groups)} prompts; {refused[0]}" if refused else ""
+    if refused:
+        print(f"evaluation of {one.name}: {told}", flush=True)
+    return list(chain.from_iterable(group.samples for group in groups)), told
 
 
 async def _elsewhere(one: HeldOut, server: Elsewhere, generator: Generator, count: int) -> list[Sample]:
@@ -156,15 +178,26 @@ async def _elsewhere(one: HeldOut, server: Elsewhere, generator: Generator, coun
     return list(await server.answers(one.prompts, count, sampling, generator.seeds))
 
 
-async def _bring_up(generator: Generator, group: Group, count: int) -> None:
+async def _bring_up(generator: Generator, group: Group, count: int) -> str:
+    """Generate; what an engine said that refused it, and empty where none did."""
     for _ in range(_ATTEMPTS):
-        await generator.run(group, count, Sent())
+        try:
+            await generator.run(group, count, Sent())
+        except Refused as error:
+            group.rollouts = {index: [_refused(group, index)] for index in range(count)}
+            return f"one of source {group.rendered.prompt.source}: {error}"
         if group.whole(count):
-            return
+            return ""
     raise ComponentError(f"evaluation: prompt {group.number} was cut short {_ATTEMPTS} times; see the engines' logs")
 
 
-def _report(one: HeldOut, samples: Sequence[Sample], greedy: bool) -> Metrics:
+def _refused(group: Group, index: int) -> Sample:
+    sample = new_sample(group.rendered, group.number, index)
+    sample.status, sample.dropped = Status.ABORTED, REFUSED
+    return sample
+
+
+def _report(one: HeldOut, samples: Sequence[Sample], greedy: bool, said: str) -> Metrics:
     if any(isinstance(sample, TextSample) and sample.touched for sample in samples):
         raise ComponentError(
             f"evaluation of {one.name}: its reward looks at tokens or logprobs, and another server's answers are text; "
@@ -173,7 +206,9 @@ def _report(one: HeldOut, samples: Sequence[Sample], greedy: bool) -> Metrics:
     left = [sample for sample in samples if not sample.dropped]
     lost = Counter(sample.dropped for sample in samples if sample.dropped)
     if not left:
-        raise ComponentError(f"evaluation of {one.name}: no sample got a reward ({dict(lost)})")
+        raise ComponentError(
+            f"evaluation of {one.name}: no sample got a reward ({dict(lost)}){said and '; it ' + said}"
+        )
     name = f"{one.name}/greedy" if greedy else one.name
     told = {} if one.server is None else {f"eval/{name}/{UNANSWERED}": float(lost.pop(NO_ANSWER, 0))}
     dropped = {f"eval/{name}/dropped/{reason}": float(count) for reason, count in lost.items()}

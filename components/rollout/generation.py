@@ -16,6 +16,8 @@ from slime_launch.interfaces import Generate, Images
 from slime_launch.types import Sample, Status
 
 T = TypeVar("T")
+_BY_TOKEN = ("response_ids", "logprobs", "loss_mask", "weight_versions")
+"""Fields of a sample with one entry for each token of the response."""
 Seeds = Callable[[int, int], int]
 """(Group, index) -> the seed of that rollout's sampling."""
 
@@ -52,9 +54,10 @@ class Generator:
     async def run(self, group: Group, size: int, sent: Sent) -> None:
         """Bring ``size`` rollouts of a group to an end, each from where it stands.
 
-        Rollouts that ended stay as they are, and those whose requests are aborted keep what there is. The first error
-        ends it and cancels the other rollouts.
+        Rollouts that ended stay as they are, and those whose requests are aborted keep what there is; one that cannot
+        go on from there (say, of several samples) begins anew. The first error ends it and cancels the other rollouts.
         """
+        group.set_aside(keep=True)
         # in order of index, so that nothing depends on which ended first
         waiting = [index for index in range(size) if not _ended(group.rollouts.get(index))]
         await together(self._rollout(group, index, sent) for index in waiting)
@@ -92,15 +95,32 @@ def _ended(samples: list[Sample] | None) -> bool:
 
 def _numbered(samples: list[Sample], group: int, index: int) -> list[Sample]:
     """The samples of one rollout with their place in it."""
+    rollout = f"rollout {index} of group {group}"
     if not samples:
-        raise ComponentError(f"rollout.generate: no sample for rollout {index} of group {group}; return at least one")
+        raise ComponentError(f"rollout.generate: no sample for {rollout}; return at least one")
     for part, sample in enumerate(samples):
         if not isinstance(sample, Sample):
-            raise ComponentError(f"rollout.generate: gave {sample!r:.100} for rollout {index} of group {group}")
+            raise ComponentError(f"rollout.generate: gave {sample!r:.100} for {rollout}")
         if sample.status is Status.PENDING:
             raise ComponentError(
-                f"rollout.generate: left sample {part} of rollout {index} of group {group} pending; ask the engine at "
-                "least once, or set its status"
+                f"rollout.generate: left sample {part} of {rollout} pending; ask the engine at least once, or set its "
+                "status"
             )
+        _check_lengths(sample, f"sample {part} of {rollout}")
         sample.group, sample.index, sample.part = group, index, part
+    if len({id(sample) for sample in samples}) < len(samples):
+        raise ComponentError(
+            f"rollout.generate: gave the same sample twice for {rollout}, and its tokens would train twice; begin "
+            "further parts with engine.part"
+        )
     return samples
+
+
+def _check_lengths(sample: Sample, name: str) -> None:
+    lengths = {field: len(getattr(sample, field)) for field in _BY_TOKEN}
+    if len(set(lengths.values())) > 1:
+        told = ", ".join(f"{field} {length}" for field, length in lengths.items())
+        raise ComponentError(
+            f"rollout.generate: {name} has lists of unequal lengths ({told}); add tokens by engine.generate, "
+            "add_given, add_sampled or add_turn"
+        )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
@@ -85,6 +86,27 @@ async def two_parts(sample: Sample, engine: Engine) -> list[Sample]:
     first = await engine.generate(sample)
     second = await engine.generate(engine.part(sample, [{"role": "user", "content": "again"}]))
     return [first, second]
+
+
+async def twice(sample: Sample, engine: Engine) -> list[Sample]:
+    """The same sample as two parts."""
+    return [await engine.generate(sample)] * 2
+
+
+async def uneven(sample: Sample, engine: Engine) -> Sample:
+    """Writes ids past ``Sample.add_given``."""
+    await engine.generate(sample)
+    sample.response_ids += [5, 6]
+    return sample
+
+
+async def unyielding(sample: Sample, engine: Engine) -> Sample:
+    """Asks until it gets an answer, for 3 s."""
+    ends = time.monotonic() + 3
+    while (await engine.generate(sample)).status is Status.ABORTED:
+        if time.monotonic() > ends:
+            raise ComponentError("nobody stopped it")
+    return sample
 
 
 RELEASED: list[bool] = []
@@ -263,6 +285,38 @@ def test_parts_that_were_cut_short_begin_anew(checkpoint: Path) -> None:
         assert all(len(one.response_ids) == 4 for one in batch)
 
 
+class Cuts(HttpEngine):
+    """Cuts its second request short by itself."""
+
+    asked = 0
+
+    async def generate(self, request: Any) -> Any:
+        self.asked += 1
+        if self.asked == 2:
+            asyncio.get_running_loop().call_later(0.02, self.cut)
+        return await super().generate(request)
+
+    def cut(self) -> None:
+        self._aborts += 1
+
+
+@pytest.mark.parametrize("method", ["generate", "evaluate"])
+def test_parts_that_an_engine_cuts_short_by_itself_begin_anew(checkpoint: Path, method: str) -> None:
+    with serving(Cuts(length=lambda body: 8, tick_s=lambda body: 0.01)) as engine:
+        made = make_worker(
+            checkpoint, engine.url, num_prompts=1, group_size=2, max_concurrency=1,
+            generate=node("two_parts", _partial_=True),
+        )  # fmt: skip
+        told = getattr(made, method)(1)
+        made.stop()
+    assert any(meta["finish_reason"]["type"] == "abort" for _, meta in engine.exchanges)
+    if method == "generate":
+        assert [(one.index, one.part) for one in told[0]] == [(0, 0), (0, 1), (1, 0), (1, 1)]
+        assert all(len(one.response_ids) == 8 and one.status is Status.COMPLETED for one in told[0])
+    else:
+        assert {"eval/held_out", "eval/held_out/greedy"} <= told.keys()
+
+
 def test_filters_drop_groups_and_others_take_their_place(checkpoint: Path) -> None:
     filters = {"equal": {"_target_": "components.rollout.filters.EqualRewards"}}
     with serving(HttpEngine()) as engine:
@@ -345,6 +399,34 @@ def test_a_generate_function_that_cannot_be_cancelled_holds_up_nobody(
             made.generate(1)
         RELEASED.append(True)
         made.stop()
+
+
+@pytest.mark.parametrize(
+    ("name", "said"),
+    [
+        ("twice", r"rollout\.generate: gave the same sample twice for rollout 0 of group 0"),
+        ("uneven", r"rollout\.generate: .*rollout 0 of group 0.*response_ids 6, logprobs 4, loss_mask 4.*add_given"),
+    ],
+)
+def test_what_a_generate_function_gives_back_is_checked(checkpoint: Path, name: str, said: str) -> None:
+    with serving(HttpEngine()) as engine:
+        made = make_worker(
+            checkpoint, engine.url, num_prompts=1, max_concurrency=1, generate=node(name, _partial_=True)
+        )
+        with pytest.raises(ComponentError, match=said):
+            made.generate(1)
+        made.stop()
+
+
+def test_a_generate_function_that_asks_on_and_on_is_cancelled(checkpoint: Path) -> None:
+    with serving(HttpEngine(tick_s=every_third_is_slow, length=lambda body: 12)) as engine:
+        made = make_worker(
+            checkpoint, engine.url, **over(num_prompts=2, oversample=3.0), generate=node("unyielding", _partial_=True)
+        )
+        made._rules = replace(made._rules, patience_s=0.2)
+        samples, told = made.generate(1)
+        made.stop()
+    assert len(samples) == 4 and told["rollout/partial/cut"] > 0
 
 
 def test_a_group_that_waits_for_its_score_is_kept_unscored(checkpoint: Path) -> None:

@@ -174,6 +174,51 @@ def test_a_set_without_any_reward_is_no_zero(checkpoint: Path) -> None:
         made.stop()
 
 
+class OneTooLong(Endless):
+    """The second held-out prompt asks for what the engine refuses."""
+
+    def of(self, number: int) -> dict[str, Any]:
+        return {"source": "long", "sampling": {"top_k": 9}} if number == 1001 else {}
+
+
+def test_a_prompt_that_no_engine_takes_does_not_count(checkpoint: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with serving(HttpEngine(refuses=lambda body: body["sampling_params"].get("top_k") == 9)) as engine:
+        made = make_worker(checkpoint, engine.url, data=node("OneTooLong"), reward=node("ByIndex", else_=0.5))
+        told = made.evaluate(1)
+        assert engine.running == 0
+        made.stop()
+    assert (told["eval/held_out"], told["eval/held_out/greedy"]) == (0.75, 1.0)
+    assert (told["eval/held_out/dropped/refused"], told["eval/held_out/greedy/dropped/refused"]) == (2, 1)
+    assert "held_out: goes on without 1 of 2 prompts; one of source long: " in capsys.readouterr().out
+
+
+class FailsOn(ByIndex):
+    """Fails on the set ``first``; its siblings' requests are slow."""
+
+    async def score(self, samples: Sequence[Sample]) -> list[float]:
+        if samples[0].prompt.label == "1":
+            raise ComponentError("the judge is gone")
+        return await super().score(samples)
+
+
+def test_an_error_in_one_set_leaves_nothing_running(checkpoint: Path) -> None:
+    def tick_s(body: Mapping[str, Any]) -> float:
+        return 0.001 if body["sampling_params"].get("top_k") == 3 else 0.2
+
+    with serving(HttpEngine(tick_s=tick_s, length=lambda body: 12)) as engine:
+        made = make_worker(
+            checkpoint,
+            engine.url,
+            data=node("Sets"),
+            reward=node("FailsOn"),
+            eval_sets={"first": settings(sampling={"top_k": 3})},
+        )
+        with pytest.raises(ComponentError, match="the judge is gone"):
+            made.evaluate(1)
+        assert engine.running == 0
+        made.stop()
+
+
 def test_an_engines_refusal_comes_out_as_it_is(checkpoint: Path) -> None:
     with serving(HttpEngine(refuses=lambda body: True)) as engine:
         made = make_worker(checkpoint, engine.url)
