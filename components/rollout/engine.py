@@ -9,6 +9,7 @@ from typing import Any, Protocol, TypeVar
 from components.rollout.answers import Asked
 from components.rollout.media import count_images, data_uri
 from components.rollout.prompts import Rendered, Renderer
+from components.rollout.sampling import check_request
 from components.rollout.turns import read_images, short_response, split_images
 from slime_launch.errors import ComponentError
 from slime_launch.interfaces import Images
@@ -31,7 +32,7 @@ class SampleEngine:
     """slime_launch.interfaces.Engine for one rollout.
 
     rendered: its prompt. sampling: SGLang's sampling_params. vocabulary: the model's, in tokens. images: reads those
-    of later turns. images_sent: images in requests that an engine answered.
+    of later turns. trains: what is sampled is trained on. images_sent: images in requests that an engine answered.
 
     Every request carries the whole sample so far as tokens, and its images: ids with one placeholder an image, which
     the engine expands. Nothing is tokenised twice; the counts are compared each time.
@@ -45,17 +46,20 @@ class SampleEngine:
         sampling: Mapping[str, Any],
         vocabulary: int | None = None,
         images: Images | None = None,
+        trains: bool = False,
     ) -> None:
         self._session, self._renderer, self._rendered, self._images = session, renderer, [rendered], images
-        self._vocabulary = vocabulary
+        self._vocabulary, self._trains = vocabulary, trains
         self.sampling: Mapping[str, Any] = sampling
         self.images_sent = 0
 
     async def generate(self, sample: Sample, **sampling: Any) -> Sample:
         """See ``slime_launch.interfaces.Engine``.
 
-        Raises ComponentError for a response longer than its budget and for whatever is not a whole, consistent answer.
+        Raises ComponentError for a response longer than its budget, for sampling parameters that are the launcher's own
+        or, in training, that the trainer does without, and for whatever is not a whole, consistent answer.
         """
+        check_request(sampling, self.sampling, self._trains)
         wanted = {**self.sampling, **sampling}
         left = int(wanted["max_new_tokens"]) - len(sample.response_ids)
         if left < 0:

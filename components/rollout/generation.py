@@ -35,7 +35,7 @@ class Generator:
 
     sampling: SGLang's sampling parameters, over which each prompt has its own, and over these ``forced``. seeds: one a
     rollout. vocabulary: the model's, in tokens; None where it is not known. images: reads those that come with later
-    turns.
+    turns. trains: what is sampled is trained on, so a generate function may not change how.
     """
 
     client: Client
@@ -46,10 +46,11 @@ class Generator:
     forced: Mapping[str, Any] = field(default_factory=dict)
     vocabulary: int | None = None
     images: Images | None = None
+    trains: bool = True
 
     def over(self, sampling: Mapping[str, Any], seeds: Seeds, forced: Mapping[str, Any]) -> Generator:
-        """The same with other sampling parameters and seeds."""
-        return replace(self, sampling={**self.sampling, **sampling}, seeds=seeds, forced=forced)
+        """The same with other sampling parameters and seeds, for what is not trained on."""
+        return replace(self, sampling={**self.sampling, **sampling}, seeds=seeds, forced=forced, trains=False)
 
     async def run(self, group: Group, size: int, sent: Sent) -> None:
         """Bring ``size`` rollouts of a group to an end, each from where it stands.
@@ -67,7 +68,13 @@ class Generator:
         seed = {"sampling_seed": self.seeds(group.number, index)}
         sampling = {**self.sampling, **sample.prompt.sampling, **self.forced, **seed}
         engine = SampleEngine(
-            self.client.session(), self.renderer, group.rendered, sampling, self.vocabulary, self.images
+            self.client.session(),
+            self.renderer,
+            group.rendered,
+            sampling,
+            self.vocabulary,
+            self.images,
+            self.trains,
         )
         try:
             made = await self.generate(sample, engine)

@@ -1,4 +1,4 @@
-"""Sampling parameters that come with a prompt."""
+"""Sampling parameters that come with a prompt, or with a request of a generate function."""
 
 from __future__ import annotations
 
@@ -21,10 +21,30 @@ def check_training(prompt: Prompt, sampling: Mapping[str, Any]) -> None:
         where = f"data: a prompt of source {prompt.source} has sampling.{name}={value!r:.50}"
         if name in RESERVED:
             raise ComponentError(f"{where}: {RESERVED[name]}")
-        bends = BENDS_LOGITS.get(name)
-        neutral = sampling["temperature"] if name == "temperature" else bends
-        if name in BENDS_LOGITS and value not in (None, neutral):
+        if _bends(name, value, sampling):
             raise ComponentError(f"{where}: the trainer's logprobs are without it; leave it out of training prompts")
+
+
+def check_request(asked: Mapping[str, Any], sampling: Mapping[str, Any], trains: bool) -> None:
+    """Raises ComponentError for parameters that a generate function may not ask for.
+
+    sampling: those it was given; the same values again are fine. trains: what is sampled is trained on, so that what
+    ``check_training`` says of prompts goes for it too.
+    """
+    for name, value in asked.items():
+        where = f"rollout.generate: asks with sampling.{name}={value!r:.50}"
+        if name in RESERVED and not (name in sampling and value == sampling[name]):
+            raise ComponentError(f"{where}: {RESERVED[name]}")
+        if trains and _bends(name, value, sampling):
+            raise ComponentError(f"{where}: the trainer's logprobs are without it; leave it to the run in training")
+
+
+def _bends(name: str, value: Any, sampling: Mapping[str, Any]) -> bool:
+    """Whether the engine's logits would not be those that the run's ``sampling`` gives; null is SGLang's default."""
+    if name not in BENDS_LOGITS:
+        return False
+    own, asked = (BENDS_LOGITS[name] if one is None else one for one in (sampling.get(name), value))
+    return bool(own != asked)
 
 
 def check_evaluation(prompt: Prompt) -> None:

@@ -100,6 +100,11 @@ async def uneven(sample: Sample, engine: Engine) -> Sample:
     return sample
 
 
+async def insists(sample: Sample, engine: Engine, **sampling: Any) -> Sample:
+    """Asks in its own way."""
+    return await engine.generate(sample, **engine.sampling | sampling)
+
+
 async def unyielding(sample: Sample, engine: Engine) -> Sample:
     """Asks until it gets an answer, for 3 s."""
     ends = time.monotonic() + 3
@@ -416,6 +421,36 @@ def test_what_a_generate_function_gives_back_is_checked(checkpoint: Path, name: 
         with pytest.raises(ComponentError, match=said):
             made.generate(1)
         made.stop()
+
+
+@pytest.mark.parametrize(
+    ("sampling", "said", "also_held_out"),
+    [
+        ({"temperature": 0.1}, "sampling.temperature=0.1: the trainer", False),
+        ({"temperature": None}, "sampling.temperature=None: the trainer", False),
+        ({"repetition_penalty": 1.5}, "sampling.repetition_penalty=1.5: the trainer", False),
+        ({"sampling_seed": 7}, "sampling.sampling_seed=7: every rollout has its own", True),
+        ({"n": 2}, "sampling.n=2: a request makes one", True),
+        ({"temperature": 0.7, "repetition_penalty": None, "min_new_tokens": 0, "top_k": 5, "stop": ["x"]}, None, False),
+    ],
+)
+def test_a_generate_function_samples_as_the_trainer_counts(
+    checkpoint: Path, sampling: dict[str, Any], said: str | None, also_held_out: bool
+) -> None:
+    """Held-out prompts may be sampled otherwise, but not by what is the launcher's own."""
+    with serving(HttpEngine()) as engine:
+        made = make_worker(
+            checkpoint, engine.url, num_prompts=1, generate=node("insists", _partial_=True, **sampling),
+            sampling={"temperature": 0.7, "max_new_tokens": 16},
+        )  # fmt: skip
+        for method, refused in (("generate", said), ("evaluate", said if also_held_out else None)):
+            if refused is None:
+                getattr(made, method)(1)
+            else:
+                with pytest.raises(ComponentError, match=rf"rollout\.generate: .*{refused}"):
+                    getattr(made, method)(1)
+        made.stop()
+    assert all(sampling.items() <= body["sampling_params"].items() for body, _ in engine.exchanges)
 
 
 def test_a_generate_function_that_asks_on_and_on_is_cancelled(checkpoint: Path) -> None:

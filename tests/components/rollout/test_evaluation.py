@@ -232,6 +232,7 @@ def test_an_engines_refusal_comes_out_as_it_is(checkpoint: Path) -> None:
     [
         ("temperature", 0.5, "source hot has sampling.temperature=0.5: the trainer"),
         ("temperature", 1.0, None),
+        ("temperature", None, None),
         ("repetition_penalty", 1.1, "sampling.repetition_penalty=1.1: the trainer"),
         ("sampling_seed", 3, "sampling.sampling_seed=3: every rollout has its own"),
         ("top_k", 5, None),
