@@ -21,7 +21,6 @@ from slime_launch.schema import Config
 from slime_launch.schema.rollout import PartialConfig
 from slime_launch.types import UNSAMPLED, Metrics, Sample
 
-_EVAL_TIMEOUT_S = 1800.0
 _POSITION_TIMEOUT_S = 300.0
 
 
@@ -58,8 +57,9 @@ class Loop:
         """One scored rollout batch."""
         before = self._encoded()
         samples, metrics = self.fleet.call(
-            self._rollout, "generate", step, what=f"step {step}: generating", timeout_s=_EVAL_TIMEOUT_S
-        )[0]
+            self._rollout, "generate", step, what=f"step {step}: generating (rollout.timeout_s)",
+            timeout_s=self.config.rollout.timeout_s,
+        )[0]  # fmt: skip
         if not self._encoders:
             return samples, metrics
         encoded = self._encoded() - before
@@ -81,7 +81,8 @@ class Loop:
 
     def evaluate(self, step: int) -> Metrics:
         """Scores of every held-out set."""
-        return self._metrics(self._rollout, "evaluate", step, what="evaluating", timeout_s=_EVAL_TIMEOUT_S)
+        what, timeout_s = "evaluating (rollout.timeout_s)", self.config.rollout.timeout_s
+        return self._metrics(self._rollout, "evaluate", step, what=what, timeout_s=timeout_s)
 
     def train(self, step: int, samples: list[Sample]) -> Metrics:
         """One optimizer step on every rank."""

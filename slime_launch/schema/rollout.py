@@ -180,6 +180,7 @@ class RolloutConfig:
         default_factory=list
     )
     request_timeout_s: Annotated[Seconds, about("Longest wait for one generation.", "s")] = 120.0
+    timeout_s: Annotated[Seconds, about("Longest wait for a step's rollouts, or for one evaluation.", "s")] = 1800.0
     max_concurrency: Annotated[Count, about("Requests in flight for each engine that generates.")] = 128
     max_refused_answers: Annotated[
         Natural, about("Answers of one engine that do not hold together (and are asked for again) let pass in a step.")

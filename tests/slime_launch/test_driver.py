@@ -17,6 +17,8 @@ from slime_launch.schema import Config, RolloutConfig, TrainerConfig
 from slime_launch.schema.rollout import PartialConfig
 from slime_launch.types import UNSAMPLED, Prompt, Sample
 
+LIMIT_S = 7200.0
+
 
 class Made:
     """A rollout whose samples carry the versions that the test gives for each step."""
@@ -50,6 +52,8 @@ class Here:
         )
 
     def call(self, names: list[str], method: str, *args: Any, what: str, timeout_s: float) -> list[Any]:
+        if method in ("generate", "evaluate"):
+            assert timeout_s == LIMIT_S and "rollout.timeout_s" in what
         return [getattr(self.components[name], method)(*args) for name in names]
 
 
@@ -58,7 +62,7 @@ def drive(
 ) -> Outcome:
     monkeypatch.setattr("ray.put", lambda value: value)
     steps = TrainerConfig(num_steps=len(rollout.versions))
-    config = Config(rollout=RolloutConfig(partial=partial or PartialConfig()), trainer=steps)
+    config = Config(rollout=RolloutConfig(partial=partial or PartialConfig(), timeout_s=LIMIT_S), trainer=steps)
     fleet, records = Here(rollout, list(encoded)), Records(folder)
     loop = Loop(config, fleet, records, [], Progress(Console(quiet=True)), folder, Outcome())  # type: ignore[arg-type]
     try:
