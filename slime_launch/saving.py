@@ -87,7 +87,7 @@ class Saving:
 def told(state: RunState, restored: Restored, num_steps: int) -> str:
     """One line: what was restored and what comes next."""
     told: dict[str, Any] = state.data.get("data", state.data)
-    plain = [f"{name} {value}" for name, value in told.items() if isinstance(value, int | float | str)]
+    plain = [f"{name} {value}" for name, value in told.items() if isinstance(value, int | float)]
     held = [f"{len(groups)} groups begun"] if (groups := state.data.get("held")) else []
     position = ", ".join(plain + held) or "restored"
     generators = "random generators restored" if restored.rng else "random generators anew (another layout)"

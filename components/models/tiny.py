@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import fcntl
 import hashlib
 import importlib.util
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 from components.models.practice import OneTurn, Practice, Processor, Recipe, sampler
 from components.models.warm_start import Lesson, warm_start
 from slime_launch.errors import ComponentError
-from slime_launch.interfaces import DataSource, Needs, Provides, Reward
+from slime_launch.interfaces import Closes, DataSource, Needs, Provides, Reward, SingleReward
 from slime_launch.targets import find_targets, instantiate
 
 if TYPE_CHECKING:
@@ -170,7 +171,7 @@ class TinyCheckpoint:
 
         recipe: Recipe = instantiate(self._recipe)
         source: DataSource = instantiate(self._data, seed=self._seed)
-        reward: Reward = instantiate(self._reward)
+        reward: Reward | SingleReward = instantiate(self._reward)
         threads = torch.get_num_threads()
         torch.set_num_threads(self._threads)
         try:
@@ -185,6 +186,8 @@ class TinyCheckpoint:
                 model.save_pretrained(folder)
         finally:
             torch.set_num_threads(threads)
+            if isinstance(reward, Closes):
+                asyncio.run(reward.close())
         return {"steps": outcome.steps, "score": outcome.score}
 
     def _build_practice(self, model: PreTrainedModel, processor: Processor, folder: Path) -> Practice:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from components.models.practice import Practice, Processor, Recipe, encode
 from slime_launch.errors import ComponentError
+from slime_launch.interfaces import SingleReward
 from slime_launch.types import Prompt, Sample
 
 if TYPE_CHECKING:
@@ -69,7 +70,7 @@ def warm_start(
     processor: Processor,
     practice: Practice,
     source: DataSource,
-    reward: Reward,
+    reward: Reward | SingleReward,
     lesson: Lesson,
     seed: int,
 ) -> Outcome:
@@ -179,5 +180,7 @@ def _extend(inputs: dict[str, Tensor], answer_BR: Tensor, there_BR: Tensor) -> d
     }
 
 
-async def _scores(reward: Reward, samples: Sequence[Sample]) -> list[float]:
+async def _scores(reward: Reward | SingleReward, samples: Sequence[Sample]) -> list[float]:
+    if isinstance(reward, SingleReward):
+        return list(await asyncio.gather(*map(reward.score_one, samples)))
     return await reward.score(samples)
